@@ -1,0 +1,69 @@
+"""How Alembic reaches the database: with the settings of config.py, one upgrade at a time.
+
+Migrations find the settings in `context.config.attributes["settings"]`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, pool, text
+
+import config
+import models
+from alembic import context
+
+ADVISORY_LOCK = 0x51C1CE00
+
+settings = context.config.attributes.get("settings") or config.load()
+context.config.attributes["settings"] = settings
+metadata = models.metadata_for(settings.table_name)
+
+
+def only_ours(_object: object, name: str | None, type_: str, _reflected: bool, _compare_to: object) -> bool:
+    """Leave other programs' tables alone, and the partitions and chunks of our own."""
+    return type_ != "table" or name in metadata.tables
+
+
+def options() -> dict[str, Any]:
+    return {
+        "target_metadata": metadata,
+        "compare_type": True,
+        "compare_server_default": True,
+        "include_object": only_ours,
+        "transaction_per_migration": True,
+    }
+
+
+def lock(connection: Connection) -> None:
+    """Of two upgrades at the same time one waits: without this, one in three concurrent ones failed.
+
+    A session lock, because each migration has a transaction of its own. The session ends with the run.
+    """
+    taken = connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    if not taken.scalar():
+        print("Waiting for another migration to finish …", file=sys.stderr)
+        connection.execute(text("select pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    connection.commit()
+
+
+def online() -> None:
+    engine = create_engine(settings.sqlalchemy_url(), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        lock(connection)
+        context.configure(connection=connection, **options())
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+def offline() -> None:
+    context.configure(dialect_name="postgresql", literal_binds=True, **options())
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    offline()
+else:
+    online()

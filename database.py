@@ -1,0 +1,119 @@
+"""The connection to PostgreSQL: bounded in time, and its errors sorted by whose fault they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from time import monotonic
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from psycopg import sql
+
+T = TypeVar("T")
+# SQLSTATE classes, https://www.postgresql.org/docs/current/errcodes-appendix.html
+_ROW_CLASSES = {"22", "23", "54", "P0"}
+_WORLD_CLASSES = {"08", "25", "26", "28", "3D", "3F", "40", "53", "55", "57", "58", "F0", "HV", "XX"}
+_SCHEMA_STATES = {"42P01", "42703", "42501", "42704", "42P10"}
+
+
+class Unreachable(psycopg.OperationalError):
+    """The database took a connection and then did not answer in time."""
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that gives up at a deadline of its own.
+
+    A frozen server whose kernel still acknowledges packets blocks COMMIT past every time-out that the
+    server or TCP knows, so the time-out is here. `expired` is asked ten times a second while waiting.
+    """
+
+    expired: Callable[[], bool] = staticmethod(lambda: False)
+
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None) -> T:
+        return super().wait(self._bounded(gen), interval, timeout)
+
+    def _bounded(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and self.expired():
+                    raise Unreachable("no answer from the database within DB_TIMEOUT_SEC")
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def connect(url: str, timeout_sec: float, overdue: Callable[[], bool] = lambda: False) -> BoundedConnection:
+    """Connect, with a deadline for each transaction (`begin` starts it) and without prepared statements.
+
+    Prepared statements and session settings would not survive a pooler in transaction mode. `overdue`
+    ends every wait early, at shutdown. Raises `psycopg.OperationalError`.
+    """
+    connection = BoundedConnection.connect(
+        url,
+        prepare_threshold=None,
+        connect_timeout=5,
+        application_name="sluice",
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+    )
+    start_clock(connection, timeout_sec, overdue)
+    return connection
+
+
+def start_clock(
+    connection: BoundedConnection, timeout_sec: float, overdue: Callable[[], bool] = lambda: False
+) -> None:
+    """Give the next transaction its time, counted from now."""
+    deadline = monotonic() + timeout_sec
+    connection.expired = lambda: monotonic() > deadline or overdue()
+
+
+_TIMEOUTS: LiteralString = """
+    select set_config('statement_timeout', %(statement)s, true),
+           set_config('lock_timeout', %(lock)s, true),
+           set_config('idle_in_transaction_session_timeout', %(idle)s, true)
+"""
+
+
+def begin(
+    connection: BoundedConnection, timeout_sec: float, overdue: Callable[[], bool] = lambda: False
+) -> None:
+    """Open a transaction that neither server nor client lets run longer than `timeout_sec`."""
+    start_clock(connection, timeout_sec, overdue)
+    milliseconds = max(1, int(timeout_sec * 1000))
+    connection.execute(
+        _TIMEOUTS,
+        {
+            "statement": str(milliseconds),
+            "lock": str(max(1, min(10_000, milliseconds // 2))),
+            "idle": str(milliseconds),
+        },
+    )
+
+
+def is_row_fault(error: BaseException) -> bool:
+    """Whether a row made this error: bad data that this version did not foresee, found by bisecting."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _ROW_CLASSES
+
+
+def is_world(error: BaseException) -> bool:
+    """Whether this is the world's fault: a server away, a lock, a disk, a schema being changed."""
+    if not isinstance(error, psycopg.Error) or is_row_fault(error):
+        return False
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate[:2] in _WORLD_CLASSES or error.sqlstate in _SCHEMA_STATES
+
+
+def is_refused(error: psycopg.Error) -> bool:
+    """Whether a first connection failed for good: a wrong password, a database that does not exist."""
+    return (error.sqlstate or "")[:2] in ("28", "3D") or "password authentication failed" in str(error)
+
+
+def identifiers(names: tuple[str, ...]) -> sql.Composed:
+    """Quoted names in a row, separated by commas."""
+    return sql.SQL(", ").join(sql.Identifier(name) for name in names)

@@ -1,0 +1,270 @@
+"""Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
+
+`python main.py` runs a worker; `python main.py verify` proves the ledger. Exit status: 0 finished or in
+order, 1 something is wrong, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from types import FrameType
+
+import psycopg
+import redis
+import structlog
+
+import config
+import database
+import log
+import redis_client
+from config import ConfigError, Settings
+from db_writer import DatabaseWriter, WriterOptions
+from metrics import Stats
+from parse import Limits, Parser, parse_all
+from redis_reader import ReaderOptions, RedisReader
+from retry import StopFlag, Stopping, describe
+from schema import Batch, Outcome
+from schema_check import SchemaMismatch
+
+
+class DatabaseWriterService:
+    """A worker: one consumer of the group.
+
+    `run` returns after `stop`, which any thread or signal handler may call. `health_check` and `stats`
+    may be asked from any thread. Raises, from `run`: `ConfigError` and `SchemaMismatch` before the first
+    entry is read.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or config.load()
+        self._stats = Stats()
+        self._stop = StopFlag(self._settings.shutdown_timeout_sec)
+        self._running = False
+        self._parser = Parser(_limits(self._settings))
+        self._client = redis_client.connect(
+            self._settings.redis_address(),
+            timeout_sec=self._settings.batch_timeout_sec + 10,
+            name=self._settings.consumer_name,
+        )
+        self._reader = RedisReader(
+            self._client,
+            _reader_options(self._settings),
+            self._stop,
+            self._stats,
+            token=str(uuid.uuid4()),
+            wall_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        self._writer = DatabaseWriter(
+            _writer_options(self._settings),
+            self._stop,
+            self._stats,
+            now=lambda: datetime.now(UTC),
+            on_outage=self._reader.excuse,
+        )
+
+    def run(self) -> None:
+        """The promise, in order: nothing is acknowledged before its COMMIT, nothing read past a stop."""
+        self._open()
+        try:
+            while not self._stop.is_set():
+                entries = self._reader.recover()
+                redelivered = bool(entries)
+                entries = entries or self._reader.read()
+                if entries:
+                    began = time.monotonic()
+                    parsed = parse_all(self._parser, entries, time.time_ns() // 1000)
+                    outcome = self._writer.write(Batch(entries, parsed, redelivered))  # after COMMIT
+                    self._reader.settle(outcome)  # dead-letter, acknowledge, count: one step
+                    self._log_batch(outcome, redelivered, time.monotonic() - began)
+                    self._stop.pause(self._settings.processing_interval_sec)
+                self._writer.upkeep()
+                self._reader.upkeep()
+        except Stopping as stopping:
+            structlog.get_logger().warning("stopped_in_outage", left="pending", error=describe(stopping))
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Finish the batch in hand and end `run`. Returns at once."""
+        self._stop.set()
+
+    @property
+    def stats(self) -> Stats:
+        """Counts since this worker started."""
+        return self._stats
+
+    def health_check(self) -> dict[str, object]:
+        """Whether the worker runs and reaches its servers, and its counts. Never raises.
+
+        Keys: `running`, `redis`, `database` (booleans) and `stats`. Takes up to about 5 s when a server
+        does not answer.
+        """
+        return {
+            "running": self._running,
+            "redis": self._reaches_redis(),
+            "database": self._reaches_database(),
+            "stats": self._stats.as_dict(),
+        }
+
+    def _open(self) -> None:
+        structlog.contextvars.bind_contextvars(consumer=self._settings.consumer_name)
+        try:
+            found = self._writer.start()
+            self._refuse_eviction()
+        except Stopping:
+            return
+        except psycopg.OperationalError as error:
+            raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
+        self._running = True
+        structlog.get_logger().info(
+            "worker_started",
+            group=self._settings.consumer_group_name,
+            pattern=self._settings.stream_pattern,
+            table=self._settings.table_name,
+            kind=found.kind.value,
+            revision=found.revisions[-1],
+            postgresql=found.server_version,
+            timescaledb=found.timescale_version,
+        )
+        self._reader.start()
+
+    def _refuse_eviction(self) -> None:
+        """An evicting Redis deletes unread streams without a word; better not to start."""
+        try:
+            policy = self._reader.eviction_policy()
+        except redis.AuthenticationError as error:
+            raise ConfigError(f"REDIS_PASSWORD or REDIS_URL: the server refused it: {error}") from None
+        if policy.startswith("allkeys-") and not self._settings.redis_allow_eviction:
+            raise ConfigError(
+                f"Redis runs with maxmemory-policy {policy}, which deletes unread streams when memory is "
+                "short; set it to noeviction, or set REDIS_ALLOW_EVICTION=true to accept the loss"
+            )
+
+    def _close(self) -> None:
+        self._running = False
+        self._writer.close()
+        self._reader.close()
+        structlog.get_logger().info("worker_stopped", **self._stats.as_dict())
+
+    def _log_batch(self, outcome: Outcome, redelivered: bool, seconds: float) -> None:
+        structlog.get_logger().info(
+            "batch",
+            entries=len(outcome.settled),
+            stored=outcome.readings_stored,
+            duplicate=outcome.readings_duplicate,
+            rejected=outcome.readings_rejected,
+            redelivered=redelivered,
+            ms=round(seconds * 1000, 1),
+        )
+
+    def _reaches_redis(self) -> bool:
+        try:
+            client = redis_client.connect(self._settings.redis_address(), timeout_sec=3)
+            with client:
+                return bool(client.ping())
+        except (redis.RedisError, OSError, ValueError):
+            return False
+
+    def _reaches_database(self) -> bool:
+        try:
+            url = self._settings.database_url.get_secret_value()
+            with database.connect(url, timeout_sec=3) as connection:
+                connection.execute("select 1")
+                return True
+        except (psycopg.Error, OSError):
+            return False
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        stream_pattern=settings.stream_pattern,
+        topic_templates=settings.topic_templates,
+        max_future_sec=settings.max_future_sec,
+        max_metadata_bytes=settings.max_metadata_bytes,
+        max_entry_bytes=settings.max_entry_bytes,
+        max_readings_per_entry=settings.max_readings_per_entry,
+    )
+
+
+def _reader_options(settings: Settings) -> ReaderOptions:
+    return ReaderOptions(
+        group=settings.consumer_group_name,
+        consumer=settings.consumer_name,
+        pattern=settings.stream_pattern,
+        dead_letter_stream=settings.dead_letter_stream,
+        batch_size=settings.batch_size,
+        block_sec=settings.batch_timeout_sec,
+        claim_min_idle_sec=settings.claim_min_idle_sec,
+        discovery_interval_sec=settings.discovery_interval_sec,
+        max_deliveries=settings.max_deliveries,
+        stream_retention_sec=settings.stream_retention_sec,
+    )
+
+
+def _writer_options(settings: Settings) -> WriterOptions:
+    return WriterOptions(
+        url=settings.database_url.get_secret_value(),
+        table=settings.table_name,
+        enable_timescale=settings.enable_timescale,
+        batch_size=settings.batch_size,
+        timeout_sec=settings.db_timeout_sec,
+        retention_days=settings.retention_days,
+        partitions_ahead_days=settings.partitions_ahead_days,
+    )
+
+
+def stop_on_signals(service: DatabaseWriterService) -> None:
+    """SIGTERM or SIGINT finishes the batch in hand; a second one ends the process at once, status 1."""
+
+    def second(_number: int, _frame: FrameType | None) -> None:
+        os._exit(1)  # no clean-up that could hang: what was in hand stays pending
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, second)
+        service.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, first)
+
+
+def worker(settings: Settings) -> int:
+    """Run one worker until a signal ends it."""
+    service = DatabaseWriterService(settings)
+    stop_on_signals(service)
+    service.run()
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("worker", help="run a worker (the default)")
+    verify = commands.add_parser("verify", help="prove that every entry is accounted for")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    try:
+        settings = config.load()
+        log.configure(settings.log_level, settings.log_format)
+        if chosen.command == "verify":
+            from ops import verify as verification
+
+            return verification.main(settings, as_json=chosen.json)
+        return worker(settings)
+    except ConfigError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 2
+    except SchemaMismatch as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,31 @@
+"""Every count a worker keeps, its name and its meaning, once.
+
+These live in the process and start at zero with it. What must be true across crashes is the ledger in
+Redis (`redis_reader.py`), which counts at the acknowledgement and atomically with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts since the process started. Written by the worker's thread only; reading is safe anywhere."""
+
+    messages_read: int = 0  # entries delivered to this worker, redeliveries included
+    messages_written: int = 0  # entries acknowledged as stored
+    messages_duplicate: int = 0  # entries acknowledged as duplicates of stored rows
+    messages_failed: int = 0  # entries dead-lettered
+    messages_trimmed: int = 0  # pending entries whose data somebody had trimmed away
+    messages_claimed: int = 0  # entries taken over: own stranded ones and those of dead consumers
+    readings_written: int = 0  # rows stored
+    readings_duplicate: int = 0  # readings whose row was there already
+    readings_failed: int = 0  # readings rejected
+    batches_processed: int = 0  # batches acknowledged
+    batches_staged: int = 0  # transactions that went through staging
+    errors: int = 0  # attempts that failed because a server was away or refused
+    streams: int = 0  # streams known now
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)

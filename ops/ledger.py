@@ -1,0 +1,158 @@
+"""The books of a consumer group: what Redis says was read, against where every entry ended.
+
+Two counts that come about independently are compared: Redis's own `entries-read` of the group, and the
+ledger, which counts an entry once, in the same atomic step as its acknowledgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import redis
+
+from redis_client import chunks, execute
+from redis_scripts import Keys
+from schema import Fate
+
+FATES = tuple(fate.value for fate in Fate)
+_PAGE = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Books:
+    """One stream's numbers, or the sums over many. All are entries.
+
+    `read` is what was ever delivered to the group; `trimmed` was pending and `trimmed_unread` was never
+    read when something else deleted it. `counted` is false where Redis had lost its own count of reads,
+    as it may after a restart, so that it was derived from what is unread.
+    """
+
+    added: int = 0
+    read: int = 0
+    unread: int = 0
+    stored: int = 0
+    duplicate: int = 0
+    dead_lettered: int = 0
+    skipped: int = 0
+    trimmed: int = 0
+    pending: int = 0
+    trimmed_unread: int = 0
+    counted: bool = True
+
+    @property
+    def settled(self) -> int:
+        return self.stored + self.duplicate + self.dead_lettered + self.skipped + self.trimmed
+
+    @property
+    def missing(self) -> int:
+        """Entries read and not accounted for: 0 when the promise is kept."""
+        return self.read - self.settled - self.pending
+
+    def __add__(self, other: Books) -> Books:
+        sums = {
+            field.name: getattr(self, field.name) + getattr(other, field.name)
+            for field in fields(Books)
+            if field.name != "counted"
+        }
+        return Books(**sums, counted=self.counted and other.counted)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Every stream's books, those that do not add up, and what was counted in groups that are gone."""
+
+    streams: dict[bytes, Books]
+    closed: dict[str, int]
+    dead_letters: int
+
+    @property
+    def total(self) -> Books:
+        return sum(self.streams.values(), Books())
+
+    @property
+    def off(self) -> list[tuple[bytes, Books]]:
+        return [(stream, books) for stream, books in self.streams.items() if books.missing]
+
+
+def read_ledger(client: redis.Redis, group: str, pattern: str, dead_letter_stream: str) -> Ledger:
+    """Read the books while workers go on: each stream's numbers are taken in one MULTI.
+
+    Streams without the group, which no worker has found yet, count as unread. Raises redis errors.
+    """
+    keys = Keys(group)
+    dead_letters = dead_letter_stream.encode()
+    scan = client.scan_iter(match=pattern, count=1000, _type="stream")
+    streams = sorted({key for key in scan if key != dead_letters})
+    found: dict[bytes, Books] = {}
+    for chunk in chunks(streams, 200):
+        found.update(_read_chunk(client, group, keys.ledger, chunk))
+    with client.pipeline(transaction=False) as pipe:
+        execute(pipe, "HMGET", keys.ledger, *(f"closed:{fate}" for fate in FATES))
+        execute(pipe, "XLEN", dead_letter_stream)
+        closed, letters = pipe.execute()
+    return Ledger(found, {fate: int(n or 0) for fate, n in zip(FATES, closed, strict=True)}, letters)
+
+
+def _read_chunk(
+    client: redis.Redis, group: str, ledger: str, streams: Sequence[bytes]
+) -> Iterable[tuple[bytes, Books]]:
+    with client.pipeline(transaction=True) as pipe:
+        for stream in streams:
+            execute(pipe, "XINFO STREAM", stream)
+            execute(pipe, "XINFO GROUPS", stream)
+            wanted = [fate.encode() + b":" + stream for fate in FATES]
+            execute(pipe, "HMGET", ledger, *wanted, b"base:" + stream)
+        answers = pipe.execute(raise_on_error=False)
+    for stream, info, groups, counts in zip(
+        streams, answers[::3], answers[1::3], answers[2::3], strict=True
+    ):
+        if not isinstance(info, redis.RedisError):
+            yield stream, _books(client, group, stream, _pairs(info), groups, counts)
+
+
+def _books(
+    client: redis.Redis,
+    group: str,
+    stream: bytes,
+    info: dict[bytes, Any],
+    groups: list[Any],
+    counts: list[Any],
+) -> Books:
+    added, length = int(info[b"entries-added"]), int(info[b"length"])
+    mine = next((g for g in map(_pairs, groups) if g[b"name"] == group.encode()), None)
+    if mine is None:
+        return Books(added=added, unread=length)
+    numbers = {fate: int(n or 0) for fate, n in zip(FATES, counts, strict=False)}
+    base = int(counts[-1] or 0)
+    position = mine[b"entries-read"]
+    counted = position is not None
+    unread = _unread(client, stream, mine[b"last-delivered-id"], info[b"last-generated-id"])
+    if not counted:
+        position = added - unread
+    return Books(
+        added=added,
+        read=int(position) - base,
+        unread=unread,
+        pending=int(mine[b"pending"]),
+        trimmed_unread=max(0, added - length - int(position)),
+        counted=counted,
+        **numbers,
+    )
+
+
+def _unread(client: redis.Redis, stream: bytes, after: bytes, last: bytes) -> int:
+    """Entries behind `after`, counted: the `lag` of XINFO is wrong or null after deletions and trimming."""
+    count = 0
+    while after != last:
+        page = execute(client, "XRANGE", stream, b"(" + after, "+", "COUNT", _PAGE)
+        count += len(page)
+        if len(page) < _PAGE:
+            break
+        after = page[-1][0]
+    return count
+
+
+def _pairs(flat: list[Any]) -> dict[bytes, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

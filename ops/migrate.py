@@ -1,0 +1,158 @@
+"""Schema changes: what `./migrate.sh` runs. Alembic does the work; this gives it words and exit codes.
+
+Exit status: 0 done or clean, 1 behind, drifted or failed, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+import config
+import models
+from alembic import command
+from config import ConfigError, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+USAGE = """usage: ./migrate.sh COMMAND
+  create "MESSAGE"     a new migration, from what models.py and the database differ in
+  upgrade [REVISION]   to the newest revision, or to REVISION
+  downgrade [N|REV]    N revisions back (default 1), to REV, or to base
+  check                exit 1 when the database is behind or differs from models.py
+  history              all revisions
+  current              the database's revision
+  sql                  print the statements of an upgrade from nothing, run none
+"""
+
+_PRIMARY_KEY = """
+    select array_agg(a.attname::text order by k.ord), array_agg(c.collname::text order by k.ord)
+    from pg_index i, unnest(i.indkey) with ordinality k(attnum, ord), pg_attribute a
+    left join pg_collation c on c.oid = a.attcollation
+    where i.indrelid = to_regclass(quote_ident(:table)) and i.indisprimary
+      and a.attrelid = i.indrelid and a.attnum = k.attnum
+"""
+
+
+def alembic_config(settings: Settings) -> Config:
+    """Alembic's configuration for these settings; the folder of the program is found from this file."""
+    found = Config(str(ROOT / "alembic.ini"), stdout=sys.stdout)
+    found.attributes["settings"] = settings
+    return found
+
+
+def upgrade(settings: Settings, revision: str = "head") -> None:
+    command.upgrade(alembic_config(settings), revision)
+    _say_where(settings)
+
+
+def downgrade(settings: Settings, target: str = "1") -> None:
+    """`target`: how many revisions back, a revision, or `base`."""
+    steps = target.lstrip("-")
+    command.downgrade(alembic_config(settings), f"-{steps}" if re.fullmatch(r"\d{1,3}", steps) else target)
+    _say_where(settings)
+
+
+def _say_where(settings: Settings) -> None:
+    engine = sa.create_engine(settings.sqlalchemy_url(), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        heads = MigrationContext.configure(connection).get_current_heads()
+    print(f"The database is at {', '.join(heads) or 'no revision: it holds no table of ours'}.")
+
+
+def create(settings: Settings, message: str) -> None:
+    """Write the next migration. Its name goes into `models.REVISIONS` by hand: a test reminds."""
+    slug = re.sub(r"[^a-z0-9]+", "_", message.lower()).strip("_")[:40]
+    revision = f"{len(models.REVISIONS) + 1:04d}_{slug}"
+    command.revision(alembic_config(settings), message=message, autogenerate=True, rev_id=revision)
+    print(f'Now read alembic/versions/{revision}.py, and add "{revision}" to REVISIONS in models.py.')
+
+
+def check(settings: Settings) -> list[str]:
+    """What is wrong with the database's schema, a sentence each; empty when it is as it should be."""
+    head = ScriptDirectory.from_config(alembic_config(settings)).get_current_head()
+    engine = sa.create_engine(settings.sqlalchemy_url(), poolclass=sa.NullPool)
+    metadata = models.metadata_for(settings.table_name)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "include_object": lambda _o, name, kind, *_: kind != "table" or name in metadata.tables,
+            },
+        )
+        found = context.get_current_heads()
+        if found != (head,):
+            shown = ", ".join(found) or "no revision"
+            return [f"the database is at {shown}, the newest is {head}; run ./migrate.sh upgrade"]
+        differences = [
+            f"models.py and the database differ: {diff}" for diff in compare_metadata(context, metadata)
+        ]
+        return differences + _key_drift(connection, settings.table_name)
+
+
+def _key_drift(connection: sa.Connection, table: str) -> list[str]:
+    """The primary key, its collations and the check: what Alembic does not compare."""
+    row = connection.execute(sa.text(_PRIMARY_KEY), {"table": table}).one()
+    problems = []
+    if tuple(row[0] or ()) != models.KEY:
+        problems.append(f"the primary key is {row[0]}, it should be {list(models.KEY)}")
+    elif row[1][:2] != ["C", "C"]:
+        problems.append(f'device_id and sensor_type have the collations {row[1][:2]}, they should have "C"')
+    checks = {constraint["name"] for constraint in sa.inspect(connection).get_check_constraints(table)}
+    if f"{table}_one_value" not in checks:
+        problems.append(f"the check constraint {table}_one_value is missing")
+    return problems
+
+
+def _check(settings: Settings) -> None:
+    problems = check(settings)
+    for problem in problems:
+        print(f"migrate: {problem}", file=sys.stderr)
+    if problems:
+        raise SystemExit(1)
+    print("The schema is at the newest revision and matches models.py.")
+
+
+COMMANDS: dict[str, tuple[range, Callable[..., None]]] = {
+    "create": (range(1, 2), create),
+    "upgrade": (range(2), upgrade),
+    "downgrade": (range(2), downgrade),
+    "check": (range(1), _check),
+    "history": (range(1), lambda settings: command.history(alembic_config(settings), verbose=False)),
+    "current": (range(1), lambda settings: command.current(alembic_config(settings))),
+    "sql": (range(1), lambda settings: command.upgrade(alembic_config(settings), "head", sql=True)),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
+    if name not in COMMANDS or len(rest) not in COMMANDS[name][0]:
+        print(USAGE, file=sys.stderr, end="")
+        return 2
+    try:
+        settings = config.load()
+        COMMANDS[name][1](settings, *rest)
+    except ConfigError as error:
+        print(f"migrate: {error}", file=sys.stderr)
+        return 2
+    except CommandError as error:
+        print(f"migrate: {error}", file=sys.stderr)
+        return 1
+    except sa.exc.DBAPIError as error:
+        print(f"migrate: the database says: {str(error.orig).strip()}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,202 @@
+"""One entry to its readings and rejections: both entry forms of the contract. Pure.
+
+Whatever bytes arrive, `Parser.parse` answers and never raises. Names that depend only on the stream or
+the topic are worked out once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import values
+from payloads import Member, Topics, members
+from schema import Bad, Entry, Parsed, Reading, Reason, Rejection
+
+MAX_FIELDS = 64
+_CACHED = 200_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What is accepted. Sizes in bytes.
+
+    `stream_pattern` is the glob of the streams; what stands before its first wildcard, up to and with
+    its last colon, is the prefix that precedes the device id in a stream's key.
+    """
+
+    stream_pattern: str = "mqtt_stream:*"
+    topic_templates: tuple[str, ...] = ("pico/{sensor_type}/{device_id}",)
+    max_future_sec: float = 3600.0
+    max_metadata_bytes: int = 8192
+    max_entry_bytes: int = 1_048_576
+    max_readings_per_entry: int = 1000
+
+    @property
+    def prefix(self) -> str:
+        literal = self.stream_pattern
+        for wildcard in "*?[\\":
+            literal = literal.partition(wildcard)[0]
+        return literal[: literal.rfind(":") + 1] or literal
+
+
+def stream_names(stream: bytes, prefix: str) -> tuple[str, str]:
+    """Device and sensor from `<prefix>{device_id}:{sensor_type}`.
+
+    The sensor is what follows the last colon, the device everything before it: so a device id may hold
+    colons (a MAC address), a sensor type may not. Neither may be empty, and a device id neither begins
+    nor ends with a colon: that is a part left empty. Raises: `Bad`.
+    """
+    key = values.text(stream, "stream key").removeprefix(prefix)
+    device, colon, sensor = key.rpartition(":")
+    if not colon:
+        raise Bad(Reason.STREAM_KEY_TOO_FEW_PARTS, f"the stream key is not {prefix}device:sensor", key)
+    if not device or not sensor or device.startswith(":") or device.endswith(":"):
+        raise Bad(Reason.STREAM_KEY_EMPTY_PART, "the stream key has an empty part", key)
+    return values.device_name(device), values.sensor_name(sensor)
+
+
+class Parser:
+    """Reads entries under fixed `Limits`. Holds caches only: the same entry always parses the same."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._prefix = limits.prefix
+        self._topics = Topics(limits.topic_templates)
+        self._streams: dict[bytes, tuple[str, str]] = {}
+        self._matched: dict[bytes, tuple[str, str]] = {}
+
+    def parse(self, entry: Entry, now_us: int) -> Parsed:
+        """Readings and rejections of one entry, at least one of either. Never raises.
+
+        `now_us`: the present in microseconds since 1970, against which the future is measured.
+        """
+        try:
+            fields = self._fields(entry)
+            latest = now_us + int(self._limits.max_future_sec * 1_000_000)
+            if b"payload" in fields and b"value" not in fields:
+                return self._message(entry, fields, latest)
+            return self._flat(entry, fields, latest)
+        except Bad as bad:
+            return Parsed((), (self._reject(bad, *self._known(entry)),))
+
+    def _fields(self, entry: Entry) -> dict[bytes, bytes]:
+        raw = entry.fields
+        if not raw:
+            raise Bad(Reason.NO_FIELDS, "the entry has no fields")
+        size = sum(map(len, raw))
+        if size > self._limits.max_entry_bytes:
+            raise Bad(
+                Reason.ENTRY_TOO_LARGE,
+                f"the entry has {size} bytes, MAX_ENTRY_BYTES is {self._limits.max_entry_bytes}",
+            )
+        if len(raw) > 2 * MAX_FIELDS:
+            raise Bad(Reason.TOO_MANY_FIELDS, f"the entry has {len(raw) // 2} fields, at most {MAX_FIELDS}")
+        fields = dict(zip(raw[::2], raw[1::2], strict=True))
+        if 2 * len(fields) != len(raw):
+            raise Bad(Reason.DUPLICATE_FIELD, "a field name occurs twice in the entry")
+        return fields
+
+    def _flat(self, entry: Entry, fields: dict[bytes, bytes], latest: int) -> Parsed:
+        device, sensor = self._stream_names(entry.stream)
+        raw = fields.get(b"value")
+        if raw is None:
+            raise Bad(Reason.VALUE_MISSING, "the entry has neither a field 'value' nor a 'payload'")
+        value, value_text = values.scalar(raw)
+        identity, own = self._identity(entry, fields)
+        moment = self._time(entry, fields, latest)
+        metadata = fields.get(b"metadata")
+        if metadata is not None:
+            metadata = values.metadata(metadata, self._limits.max_metadata_bytes)
+        reading = Reading(device, sensor, moment, identity, value, value_text, metadata)
+        return Parsed((reading,), (), own)
+
+    def _message(self, entry: Entry, fields: dict[bytes, bytes], latest: int) -> Parsed:
+        topic = fields.get(b"topic")
+        if not topic:
+            raise Bad(Reason.TOPIC_MISSING, "the entry has a payload but no topic")
+        device, sensor = self._topic_names(topic)
+        identity, own = self._identity(entry, fields)
+        default_time = self._time(entry, fields, latest)
+        limit = self._limits.max_readings_per_entry
+        found = list(islice(members(fields[b"payload"], sensor), limit + 1))
+        if len(found) > limit:
+            raise Bad(
+                Reason.TOO_MANY_READINGS, f"the message holds more than MAX_READINGS_PER_ENTRY={limit}"
+            )
+        if not found:
+            raise Bad(Reason.PAYLOAD_WITHOUT_READINGS, "the payload holds no reading")
+        readings: list[Reading] = []
+        rejections: list[Rejection] = []
+        for member in found:
+            try:
+                readings.append(_reading(device, member, default_time, identity, latest))
+            except Bad as bad:
+                rejections.append(self._reject(bad, device, member.sensor))
+        return Parsed(readings, rejections, own)
+
+    def _time(self, entry: Entry, fields: dict[bytes, bytes], latest: int) -> int:
+        raw = fields.get(b"timestamp")
+        if raw is None:
+            return values.check_time(values.entry_id_parts(entry.id)[0] * 1000, latest)
+        return values.check_time(values.timestamp(raw), latest)
+
+    def _identity(self, entry: Entry, fields: dict[bytes, bytes]) -> tuple[bytes, bool]:
+        mid = fields.get(b"mid")
+        named = values.message_id(mid) if mid is not None else None
+        if named is not None:
+            return named, False
+        millis, sequence = values.entry_id_parts(entry.id)
+        return millis.to_bytes(8, "big") + sequence.to_bytes(8, "big"), True
+
+    def _stream_names(self, stream: bytes) -> tuple[str, str]:
+        names = self._streams.get(stream)
+        if names is None:
+            names = stream_names(stream, self._prefix)
+            _remember(self._streams, stream, names)
+        return names
+
+    def _topic_names(self, topic: bytes) -> tuple[str, str]:
+        names = self._matched.get(topic)
+        if names is None:
+            device, sensor = self._topics.match(values.text(topic, "topic"))
+            names = values.device_name(device), values.sensor_name(sensor) if sensor else ""
+            _remember(self._matched, topic, names)
+        return names
+
+    def _known(self, entry: Entry) -> tuple[str, str]:
+        """Device and sensor for a dead letter's header, as far as the entry tells them."""
+        try:
+            pairs = zip(entry.fields[::2], entry.fields[1::2], strict=False)
+            topic = next((value for name, value in pairs if name == b"topic"), None)
+            return self._topic_names(topic) if topic else self._stream_names(entry.stream)
+        except Bad:
+            return "", ""
+
+    @staticmethod
+    def _reject(bad: Bad, device: str, sensor: str) -> Rejection:
+        return Rejection(bad.reason, bad.sentence, device, sensor[:100], bad.value)
+
+
+def _reading(device: str, member: Member, default_time: int, identity: bytes, latest: int) -> Reading:
+    if member.scalar and isinstance(member.value, bytes):
+        value, value_text = values.scalar(member.value)
+    else:
+        value, value_text = values.member(member.value)
+    moment = default_time
+    if member.time is not None:
+        moment = values.check_time(values.json_time(member.time), latest)
+    return Reading(device, values.sensor_name(member.sensor), moment, identity, value, value_text)
+
+
+def _remember(cache: dict[bytes, tuple[str, str]], key: bytes, names: tuple[str, str]) -> None:
+    """Keep names, within bounds: topics come from outside, and memory is bounded whatever the input."""
+    if len(cache) >= _CACHED:
+        cache.clear()
+    cache[key] = names
+
+
+def parse_all(parser: Parser, entries: Sequence[Entry], now_us: int) -> list[Parsed]:
+    """`parse` for each entry, in order."""
+    return [parser.parse(entry, now_us) for entry in entries]

@@ -1,0 +1,148 @@
+"""MQTT payloads to members: one function a format, one line in `FORMATS`. Pure.
+
+A format looks at a decoded JSON document and answers the members it finds, or None when the document
+is not its own. It only takes apart: names, values and times are validated afterwards, member by member,
+so that one bad member never takes its neighbours with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+import values
+from schema import Bad, Reason
+
+_DECODER = msgspec.json.Decoder()
+_TIMES = ("ts", "timestamp")
+
+
+class Member(NamedTuple):
+    """One value of a message, still unvalidated. `time` is None where the message gives none.
+
+    `scalar` marks a bare payload: its `value` is the bytes as received.
+    """
+
+    sensor: str
+    value: object
+    time: object = None
+    scalar: bool = False
+
+
+Format = Callable[[object, str], "Iterator[Member] | None"]
+
+
+def ts_values(document: object, sensor: str) -> Iterator[Member] | None:
+    """`{"ts": …, "values": {"name": value, …}}`, as ThingsBoard and PlaceBrain devices send."""
+    if not isinstance(document, dict) or not isinstance(document.get("values"), dict):
+        return None
+    time = _time(document)
+    return (Member(_join(sensor, str(name)), value, time) for name, value in document["values"].items())
+
+
+def single_value(document: object, sensor: str) -> Iterator[Member] | None:
+    """`{"value": …, "timestamp": …}` on a topic that names the sensor."""
+    if not sensor or not isinstance(document, dict) or "value" not in document:
+        return None
+    if set(document) - {"value", *_TIMES}:
+        return None
+    return iter((Member(sensor, document["value"], _time(document)),))
+
+
+def flat_object(document: object, sensor: str) -> Iterator[Member] | None:
+    """`{"name": value, …}`; members `ts` and `timestamp` are the time of all the others."""
+    if not isinstance(document, dict):
+        return None
+    time = _time(document)
+    return (
+        Member(_join(sensor, str(name)), value, time)
+        for name, value in document.items()
+        if name not in _TIMES
+    )
+
+
+FORMATS: Sequence[Format] = (ts_values, single_value, flat_object)
+
+
+def members(payload: bytes, sensor: str, formats: Sequence[Format] = FORMATS) -> Iterator[Member]:
+    """The members of a payload. `sensor` is what the topic says, or empty.
+
+    Raises: `Bad` when the payload as a whole cannot be read.
+    """
+    head = payload.lstrip(b" \t\r\n")[:1]
+    if not head:
+        raise Bad(Reason.PAYLOAD_EMPTY, "the payload is empty")
+    if head not in (b"{", b"["):
+        return iter((Member(sensor, payload, scalar=True),))
+    document = _decode(payload)
+    for known in formats:
+        found = known(document, sensor)
+        if found is not None:
+            return found
+    raise Bad(
+        Reason.VALUE_UNSUPPORTED, "the payload is a JSON array; an object is read", values.excerpt(payload)
+    )
+
+
+def _decode(payload: bytes) -> object:
+    try:
+        return _DECODER.decode(payload)
+    except RecursionError:
+        raise Bad(Reason.PAYLOAD_NOT_JSON, "the payload is nested too deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    # Many encoders write NaN and Infinity, which are not JSON. Python's reader takes them, so that
+    # only the member that holds one is rejected. It is not the first choice: it is several times slower.
+    try:
+        return json.loads(values.text(payload, "payload"))
+    except (ValueError, RecursionError):
+        raise Bad(Reason.PAYLOAD_NOT_JSON, "the payload is not JSON", values.excerpt(payload)) from None
+
+
+def _time(document: dict[object, object]) -> object:
+    for name in _TIMES:
+        if name in document:
+            return document[name]
+    return None
+
+
+def _join(sensor: str, name: str) -> str:
+    return f"{sensor}.{name}" if sensor and name else name or sensor
+
+
+class Topics:
+    """Turns a topic into device and sensor by the first template that matches.
+
+    A template's `{name}` stands for one level; `{device_id}` or `{device_code}` names the device,
+    `{sensor_type}` or `{feed_key}` the sensor, any other name is passed over.
+    """
+
+    def __init__(self, templates: Sequence[str]) -> None:
+        self._patterns = [
+            re.compile("/".join(self._level(level) for level in template.split("/")))
+            for template in templates
+        ]
+
+    @staticmethod
+    def _level(level: str) -> str:
+        name = re.fullmatch(r"\{([a-z_]+)\}", level)
+        if not name:
+            return re.escape(level)
+        if name[1] in ("device_id", "device_code"):
+            return "(?P<device>[^/]*)"
+        if name[1] in ("sensor_type", "feed_key"):
+            return "(?P<sensor>[^/]*)"
+        return "[^/]*"
+
+    def match(self, topic: str) -> tuple[str, str]:
+        """(device, sensor), sensor empty where the topic has none. Raises: `Bad`."""
+        for pattern in self._patterns:
+            found = pattern.fullmatch(topic)
+            if found:
+                groups = found.groupdict()
+                return groups["device"], groups.get("sensor") or ""
+        raise Bad(Reason.TOPIC_UNKNOWN, "no entry of TOPIC_TEMPLATES matches the topic", topic)

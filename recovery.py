@@ -1,0 +1,180 @@
+"""Entries that were delivered before and never settled: own ones, stale ones of others, and poison."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import redis
+import structlog
+from redis.exceptions import ResponseError
+
+import redis_scripts
+from metrics import Stats
+from redis_client import CHUNK, chunks, execute, is_world
+from redis_scripts import Keys
+from schema import Entry, Fate, Reason, Rejection, Settled
+from settlement import Settler
+from streams import RawEntry, Streams
+
+ALONE_TRIES = 2
+
+
+class Recovery:
+    """Finds what is pending too long. Raises redis errors as they come; the reader retries."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        streams: Streams,
+        settler: Settler,
+        *,
+        group: str,
+        consumer: str,
+        min_idle_sec: float,
+        max_deliveries: int,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._streams = streams
+        self._settler = settler
+        self._group = group
+        self._consumer = consumer
+        self._min_idle_sec = min_idle_sec
+        self._max_deliveries = max_deliveries
+        self._stats = stats
+        self._clock = clock
+        self._keys = Keys(group)
+        self._claim = client.register_script(redis_scripts.CLAIM)
+        self._own_wanted = True
+        self._own: dict[bytes, bytes] = {}  # streams whose own pending entries are to be read, from where
+        self._sweep: deque[tuple[bytes, bytes]] = deque()  # streams to claim from, with the cursor
+        self._next_sweep = 0.0
+        self._suspects: dict[tuple[bytes, bytes], Entry] = {}
+        self._alone: bytes | None = None
+
+    def want_own(self) -> None:
+        """Have this consumer's own pending entries read again: a reply may have been lost."""
+        self._own_wanted = True
+
+    def next(self, budget: int) -> list[Entry]:
+        """At most `budget` entries, or none when nothing is due. They are settled before the next call."""
+        if self._own_wanted:
+            self._own = dict.fromkeys(self._streams.keys, b"0")
+            self._own_wanted = False
+        while self._own:
+            entries = self._without_suspects(self._read_own(budget))
+            if entries:
+                return entries
+        if self._clock() >= self._next_sweep:
+            self._plan_sweep()
+        while self._sweep:
+            entries = self._without_suspects(self._claim_next(budget))
+            if entries:
+                self._stats.messages_claimed += len(entries)
+                structlog.get_logger().info("entries_claimed", entries=len(entries))
+                return entries
+        return self._next_suspect()
+
+    def excuse(self) -> None:
+        """Forget the try of the entry that is being tried alone: it succeeded, or the world failed."""
+        if self._alone is not None:
+            execute(self._client, "HDEL", self._keys.alone, self._alone)
+            self._alone = None
+
+    def _read_own(self, budget: int) -> list[Entry]:
+        chunk = list(islice(self._own, min(CHUNK, budget)))
+        count = max(1, budget // len(chunk))
+        found = self._streams.read(chunk, [self._own[stream] for stream in chunk], count)
+        full = {stream: raw[-1][0] for stream, raw in found if len(raw) >= count}
+        for stream in chunk:
+            del self._own[stream]
+        self._own = {**full, **self._own}
+        return self._with_deliveries(found)
+
+    def _plan_sweep(self) -> None:
+        """Which streams have pending entries at all: asked in one round trip for each chunk."""
+        self._next_sweep = self._clock() + max(0.5, self._min_idle_sec / 2)
+        for chunk in chunks(self._streams.keys):
+            with self._client.pipeline(transaction=False) as pipe:
+                for stream in chunk:
+                    execute(pipe, "XPENDING", stream, self._group)
+                summaries = pipe.execute(raise_on_error=False)
+            for stream, summary in zip(chunk, summaries, strict=True):
+                if isinstance(summary, list) and summary[0]:
+                    self._sweep.append((stream, b"0-0"))
+
+    def _claim_next(self, budget: int) -> list[Entry]:
+        """The next page of stale entries; the cursor is followed to its end."""
+        stream, cursor = self._sweep.popleft()
+        idle_ms = int(self._min_idle_sec * 1000)
+        args: list[bytes | str | int] = [self._group, self._consumer, idle_ms, cursor, max(1, budget)]
+        try:
+            following, raw, gone = self._claim(keys=[stream, self._keys.ledger], args=args)
+        except ResponseError as error:
+            if is_world(error):
+                raise
+            self._streams.heal([stream])
+            return []
+        if gone:
+            self._stats.messages_trimmed += gone
+            self._log_trimmed(gone)
+        if following != b"0-0":
+            self._sweep.append((stream, following))
+        return self._with_deliveries([(stream, raw)])
+
+    def _with_deliveries(self, found: Iterable[tuple[bytes, list[RawEntry]]]) -> list[Entry]:
+        """Entries with their delivery counts. Those without data were trimmed: they are settled as that."""
+        found = [(stream, raw) for stream, raw in found if raw]
+        if not found:
+            return []
+        with self._client.pipeline(transaction=False) as pipe:
+            for stream, raw in found:
+                most = 2 * len(raw) + len(self._suspects)
+                execute(pipe, "XPENDING", stream, self._group, raw[0][0], raw[-1][0], most, self._consumer)
+            counts = pipe.execute()
+        entries: list[Entry] = []
+        trimmed: list[Settled] = []
+        for (stream, raw), pending in zip(found, counts, strict=True):
+            deliveries = {entry_id: delivered for entry_id, _, _, delivered in pending}
+            for entry_id, fields in raw:
+                entry = Entry(stream, entry_id, fields or (), deliveries.get(entry_id, 2))
+                if fields:
+                    entries.append(entry)
+                else:
+                    trimmed.append(Settled(entry, Fate.TRIMMED))
+        if trimmed:
+            self._settler.settle(trimmed)
+            self._log_trimmed(len(trimmed))
+        return entries
+
+    @staticmethod
+    def _log_trimmed(entries: int) -> None:
+        structlog.get_logger().warning(
+            "pending_entries_trimmed",
+            entries=entries,
+            meaning="deleted from their stream by something else before they were stored: data loss",
+        )
+
+    def _without_suspects(self, entries: list[Entry]) -> list[Entry]:
+        fine = [entry for entry in entries if entry.deliveries <= self._max_deliveries]
+        for entry in entries:
+            if entry.deliveries > self._max_deliveries:
+                self._suspects[entry.stream, entry.id] = entry
+        return fine
+
+    def _next_suspect(self) -> list[Entry]:
+        """One entry to be tried alone. The try is noted first, so that a crash in it is remembered."""
+        while self._suspects:
+            entry = self._suspects.pop(next(iter(self._suspects)))
+            name = entry.stream + b"|" + entry.id
+            if execute(self._client, "HINCRBY", self._keys.alone, name, 1) <= ALONE_TRIES:
+                self._alone = name
+                return [entry]
+            sentence = f"delivered {entry.deliveries} times, and it ended the worker when tried alone"
+            self._settler.settle([Settled(entry, Fate.DEAD_LETTERED, Rejection(Reason.POISON, sentence))])
+            execute(self._client, "HDEL", self._keys.alone, name)
+            structlog.get_logger().error("entry_is_poison", deliveries=entry.deliveries)
+        return []

@@ -1,0 +1,61 @@
+"""The connection to Redis: how it is made, and which of its errors are the world's fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import redis
+import redis.exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+T = TypeVar("T")
+CHUNK = 500  # streams in one command: more would hold up other clients (docs/internals.md)
+_RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE")
+_WORLD = ("LOADING", "BUSY ", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "UNKILLABLE")
+_WORLD_TYPES = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+)
+
+
+def connect(url: str, timeout_sec: float, name: str = "sluice") -> redis.Redis:
+    """A client that retries nothing by itself and hands out replies as Redis sent them.
+
+    No hidden retry: a repeated XREADGROUP strands what the lost reply brought, and a repeated XADD makes
+    two entries. Raw replies: redis-py's own would fold repeated field names into one.
+    """
+    over_tcp = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": 5.0}
+    client: redis.Redis = redis.Redis.from_url(
+        url,
+        protocol=2,
+        socket_timeout=timeout_sec,
+        **over_tcp,
+        retry=Retry(NoBackoff(), 0),
+        client_name=name.replace(" ", "-"),
+    )
+    for command in _RAW:
+        client.set_response_callback(command, lambda reply, **_: reply)
+    return client
+
+
+def execute(client: redis.Redis | redis.client.Pipeline, *command: bytes | str | int) -> Any:
+    """One command as it is written in Redis's documentation, with its raw reply."""
+    return client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def is_world(error: BaseException) -> bool:
+    """Whether this is the world's fault and passes by itself, rather than a bug."""
+    if isinstance(error, _WORLD_TYPES):
+        return True
+    return isinstance(error, redis.exceptions.ResponseError) and str(error).startswith(_WORLD)
+
+
+def chunks(items: Sequence[T], size: int = CHUNK) -> Iterable[Sequence[T]]:
+    """`items` in order, in parts of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,284 @@
+"""Reading a consumer's share of a group: bounded, fair, and through every outage of Redis.
+
+What one call brings is bounded in entries, in bytes and in readings, whatever the number of streams and
+whatever they hold. A reader belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import redis
+import structlog
+
+import redis_scripts
+from lease import TTL_SEC, Lease, NameTaken
+from metrics import Stats
+from recovery import Recovery
+from redis_client import CHUNK, chunks, is_world
+from redis_scripts import Keys
+from retry import Patience, StopFlag
+from schema import Entry, Outcome
+from settlement import Settler
+from streams import Streams
+
+BLOCKING_STREAMS = 500  # with more, a blocked read makes every XADD that wakes it pay
+READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
+LONGEST_PAUSE_SEC = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderOptions:
+    """Plain values of the settings that reading depends on. Times in seconds."""
+
+    group: str
+    consumer: str
+    pattern: str = "mqtt_stream:*"
+    dead_letter_stream: str = "mqtt_stream:failed"
+    batch_size: int = 5000
+    block_sec: float = 1.0
+    claim_min_idle_sec: float = 60.0
+    discovery_interval_sec: float = 2.0
+    max_deliveries: int = 5
+    stream_retention_sec: int = 0
+
+
+class RedisReader:
+    """Reads one consumer's share of a group, and settles it.
+
+    `read` and `recover` answer entries that stay pending until `settle` has been given their outcome.
+    Every call waits out an outage of Redis, and raises `retry.Stopping` only at shutdown.
+    `token` is unique to this reader; `wall_ms` is the time of day in milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        options: ReaderOptions,
+        stop: StopFlag,
+        stats: Stats,
+        *,
+        token: str,
+        wall_ms: Callable[[], int],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._client = client
+        self._options = options
+        self._stop = stop
+        self._stats = stats
+        self._clock = clock
+        self._wall_ms = wall_ms
+        keys = Keys(options.group)
+        self._patience = Patience("redis", is_world, stop, stats)
+        self._lease = Lease(client, keys.worker(options.consumer), token)
+        self._upkeep_lease = Lease(client, keys.upkeep, token)
+        self._trim_script = client.register_script(redis_scripts.TRIM)
+        self._settler = Settler(client, options.group, options.dead_letter_stream, stats, wall_ms)
+        self._streams = Streams(
+            client,
+            group=options.group,
+            consumer=options.consumer,
+            pattern=options.pattern,
+            dead_letter_stream=options.dead_letter_stream,
+            interval_sec=options.discovery_interval_sec,
+            stats=stats,
+            clock=clock,
+        )
+        self._recovery = Recovery(
+            client,
+            self._streams,
+            self._settler,
+            group=options.group,
+            consumer=options.consumer,
+            min_idle_sec=options.claim_min_idle_sec,
+            max_deliveries=options.max_deliveries,
+            stats=stats,
+            clock=clock,
+        )
+        self._position = 0  # where the next round over the streams begins
+        self._budget = min(options.batch_size, 500)
+        self._readings_per_entry = 1.0
+        self._pause = 0.0
+        self._idle = False
+        self._next_lease = 0.0
+        self._next_trim = 0.0
+
+    def eviction_policy(self) -> str:
+        """The server's `maxmemory-policy`; empty where it may not be asked. Waits out an outage.
+
+        Raises: `redis.AuthenticationError`, which no waiting mends.
+        """
+        patience = Patience(
+            "redis",
+            lambda error: is_world(error) and not isinstance(error, redis.AuthenticationError),
+            self._stop,
+            self._stats,
+        )
+        info = patience.call(lambda: self._client.info("memory"))
+        return str(info.get("maxmemory_policy", ""))
+
+    def start(self) -> bool:
+        """Take the consumer name and look for streams. False when a stop came before the name was free."""
+        if not self._patience.call(lambda: self._lease.acquire(self._stop.wait, self._stop.is_set)):
+            return False
+        self._next_lease = self._clock() + TTL_SEC / 3
+        self._patience.call(self._streams.discover)
+        return True
+
+    def recover(self) -> list[Entry]:
+        """Entries that may have been delivered before, or none. To be called before each `read`.
+
+        First this consumer's own pending entries (at start, and whenever a reply may have been lost);
+        then, again and again, what has been pending too long with whichever consumer. An entry past
+        MAX_DELIVERIES comes alone, and after it has brought the process down twice like that it is
+        dead-lettered as poison.
+        """
+        entries = self._patience.call(
+            lambda: self._recovery.next(self._budget), on_error=self._recovery.want_own
+        )
+        self._stats.messages_read += len(entries)
+        return entries
+
+    def read(self) -> list[Entry]:
+        """New entries, at most about BATCH_SIZE readings in all; empty after an idle block or at a stop."""
+        entries = self._patience.call(self._read, on_error=self._recovery.want_own)
+        self._stats.messages_read += len(entries)
+        return entries
+
+    def excuse(self) -> None:
+        """The world failed, not the entry that is being tried alone: this try does not count."""
+        self._patience.call(self._recovery.excuse)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Acknowledge and dead-letter what is safe in the database, and count it in the ledger.
+
+        Idempotent: what somebody else settled meanwhile is neither acknowledged nor counted again.
+        """
+        self._patience.call(lambda: self._settler.settle(outcome.settled))
+        self.excuse()
+        self._stats.batches_processed += 1
+        self._stats.readings_written += outcome.readings_stored
+        self._stats.readings_duplicate += outcome.readings_duplicate
+        self._stats.readings_failed += outcome.readings_rejected
+        readings = outcome.readings_stored + outcome.readings_duplicate + outcome.readings_rejected
+        average = max(1.0, readings / max(1, len(outcome.settled)))
+        self._readings_per_entry = 0.5 * self._readings_per_entry + 0.5 * average
+
+    def upkeep(self) -> None:
+        """What is due between batches: renew the name, trim what everybody has acknowledged.
+
+        When the name was lost meanwhile (this process was stopped for long), wait for it again.
+        """
+        if self._clock() >= self._next_lease:
+            self._patience.call(self._keep_name)
+        if self._options.stream_retention_sec and self._clock() >= self._next_trim:
+            self._patience.call(self._trim)
+
+    def close(self) -> None:
+        """Give the name back. Pending entries stay for whoever takes it over."""
+        try:
+            self._lease.release()
+        except redis.RedisError as error:
+            structlog.get_logger().warning("consumer_name_not_released", error=type(error).__name__)
+        self._client.close()
+
+    def _read(self) -> list[Entry]:
+        if self._clock() >= self._streams.next_discovery:
+            self._streams.discover()
+        if not self._streams.keys:
+            self._stop.wait(min(self._options.block_sec, self._options.discovery_interval_sec))
+            return []
+        entries: list[Entry] = []
+        blocking = len(self._streams.keys) <= min(BLOCKING_STREAMS, self._budget)
+        if not (self._idle and blocking):
+            entries = self._read_round()
+        if not entries and not self._stop.is_set():
+            entries = self._block() if blocking else self._rest()
+        self._idle = not entries
+        self._adapt(entries)
+        return entries
+
+    def _read_round(self) -> list[Entry]:
+        """Every stream gets its equal share; then those that had more share what is left."""
+        streams = self._streams.keys
+        start = self._position % len(streams)
+        entries, busy, done = self._fetch_round(streams[start:] + streams[:start], self._budget)
+        self._position = start + done
+        while busy and len(entries) < self._budget:
+            more, busy, _ = self._fetch_round(busy, self._budget - len(entries))
+            if not more:
+                break
+            entries += more
+        return entries
+
+    def _fetch_round(self, streams: Sequence[bytes], budget: int) -> tuple[list[Entry], list[bytes], int]:
+        """Along `streams` as far as `budget` entries reach: the entries, who had more, how far it went.
+
+        COUNT counts for each stream, so streams times COUNT is kept within the budget.
+        """
+        count = max(1, budget // len(streams))
+        entries: list[Entry] = []
+        busy: list[bytes] = []
+        done = 0
+        while done < len(streams) and len(entries) < budget:
+            width = min(CHUNK, max(1, (budget - len(entries)) // count))
+            chunk = streams[done : done + width]
+            for stream, raw in self._streams.read(chunk, [b">"] * len(chunk), count):
+                entries += [Entry(stream, entry_id, fields or ()) for entry_id, fields in raw]
+                if len(raw) >= count:
+                    busy.append(stream)
+            done += len(chunk)
+        return entries, busy, done
+
+    def _block(self) -> list[Entry]:
+        """Few streams: one blocking read over all of them, not beyond what is due next."""
+        streams = self._streams.keys
+        now = self._clock()
+        until = min(self._streams.next_discovery, self._next_lease, now + self._options.block_sec)
+        count = max(1, self._budget // len(streams))
+        found = self._streams.read(streams, [b">"] * len(streams), count, max(1, int((until - now) * 1000)))
+        return [Entry(stream, entry_id, fields or ()) for stream, raw in found for entry_id, fields in raw]
+
+    def _rest(self) -> list[Entry]:
+        """Many streams: a pause that grows while nothing comes."""
+        self._pause = min(LONGEST_PAUSE_SEC, 2 * self._pause or 0.01)
+        self._stop.wait(self._pause)
+        return []
+
+    def _adapt(self, entries: Sequence[Entry]) -> None:
+        """Read more when reads come back full, less when they are heavy or entries hold many readings."""
+        if not entries:
+            return
+        self._pause = 0.0
+        size = sum(len(value) for entry in entries for value in entry.fields)
+        budget = self._budget
+        if size > READ_BYTES:
+            budget = len(entries) * READ_BYTES // size
+        elif len(entries) >= 0.9 * budget:
+            budget *= 2
+        ceiling = int(self._options.batch_size / self._readings_per_entry)
+        self._budget = max(1, min(budget, ceiling))
+
+    def _keep_name(self) -> None:
+        try:
+            self._lease.renew()
+        except NameTaken:
+            self._lease.acquire(self._stop.wait, self._stop.is_set)
+            self._recovery.want_own()
+        self._next_lease = self._clock() + TTL_SEC / 3
+
+    def _trim(self) -> None:
+        """Drop old entries that every group has acknowledged. One worker at a time does it."""
+        self._next_trim = self._clock() + max(1.0, min(60.0, self._options.stream_retention_sec / 10))
+        try:
+            self._upkeep_lease.renew()
+        except NameTaken:
+            return
+        oldest = max(0, self._wall_ms() - self._options.stream_retention_sec * 1000)
+        trimmed = sum(
+            int(self._trim_script(keys=list(chunk), args=[oldest])) for chunk in chunks(self._streams.keys)
+        )
+        if trimmed:
+            structlog.get_logger().info("entries_trimmed", entries=trimmed)

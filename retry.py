@@ -1,0 +1,164 @@
+"""The bad world: how long to wait, when to give up, and what to log while a server is away.
+
+Used by the two adapters only, `redis_reader.py` and `db_writer.py`. An outage never costs an entry:
+whatever was in hand is tried again, and what is given up at shutdown stays pending.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TypeVar
+
+import structlog
+import tenacity
+
+from metrics import Stats
+
+T = TypeVar("T")
+FIRST_REPEAT_SEC = 10.0
+LONGEST_REPEAT_SEC = 600.0
+
+
+class Stopping(Exception):
+    """Shutdown was asked for and the time for it ran out in an outage. What was in hand stays pending."""
+
+
+class StopFlag:
+    """Asks a worker to stop, and tells how long it may take. Set from a signal handler or any thread."""
+
+    def __init__(self, timeout_sec: float, clock: Callable[[], float] = monotonic) -> None:
+        self._event = threading.Event()
+        self._timeout_sec = timeout_sec
+        self._clock = clock
+        self._deadline: float | None = None
+
+    def set(self) -> None:
+        if self._deadline is None:
+            self._deadline = self._clock() + self._timeout_sec
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def overdue(self) -> bool:
+        """Whether the time to finish is used up, but for the part that closing needs."""
+        return self._deadline is not None and self._clock() > self._deadline - 0.25 * self._timeout_sec
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, unless and until a stop comes."""
+        if seconds > 0:
+            self._event.wait(seconds)
+
+    def wait(self, seconds: float) -> None:
+        """Pause, ended early by a stop; once stopping, short pauses only."""
+        if self.is_set():
+            threading.Event().wait(min(seconds, 0.1))
+        else:
+            self._event.wait(seconds)
+
+
+class Outage:
+    """What is said of a server that is away: once at the start, at growing intervals, and at the end."""
+
+    def __init__(self, server: str, clock: Callable[[], float] = monotonic) -> None:
+        self._server = server
+        self._clock = clock
+        self._began: float | None = None
+        self._next_word = 0.0
+        self._interval = FIRST_REPEAT_SEC
+        self._attempts = 0
+
+    def failed(self, error: BaseException) -> None:
+        """An attempt failed. Logs, or keeps silent because it has just logged."""
+        now = self._clock()
+        self._attempts += 1
+        log = structlog.get_logger()
+        words = {"server": self._server, "error": describe(error), "attempts": self._attempts}
+        if self._began is None:
+            self._began = now
+            self._interval = FIRST_REPEAT_SEC
+            self._next_word = now + self._interval
+            log.warning("outage_began", **words)
+        elif now >= self._next_word:
+            self._interval = min(2 * self._interval, LONGEST_REPEAT_SEC)
+            self._next_word = now + self._interval
+            log.warning("outage_continues", seconds=round(now - self._began, 1), **words)
+
+    def over(self) -> None:
+        """An attempt succeeded."""
+        if self._began is not None:
+            structlog.get_logger().info(
+                "outage_ended",
+                server=self._server,
+                seconds=round(self._clock() - self._began, 1),
+                attempts=self._attempts,
+            )
+            self._began = None
+            self._attempts = 0
+
+    def __bool__(self) -> bool:
+        return self._began is not None
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line, without values from rows: those may be anything a device sent."""
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0] if first else 'no message'}"[:300]
+
+
+class Patience:
+    """Calls something until it succeeds: capped exponential backoff with full jitter between attempts.
+
+    `errors` are the exceptions of a bad world; every other one is a bug and passes. `on_error` runs
+    after each failed attempt, to throw away a connection. Raises `Stopping` when shutdown cannot wait.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        errors: tuple[type[BaseException], ...] | Callable[[BaseException], bool],
+        stop: StopFlag,
+        stats: Stats,
+        longest_sec: float = 15.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.outage = Outage(server)
+        self._stop = stop
+        self._stats = stats
+        self._longest_sec = longest_sec
+        self._rng = rng or random.Random()
+        self._world = errors if not isinstance(errors, tuple) else lambda error: isinstance(error, errors)
+
+    def call(self, attempt: Callable[[], T], on_error: Callable[[], None] = lambda: None) -> T:
+        def failed(state: tenacity.RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            self._stats.errors += 1
+            on_error()
+            if error is not None:
+                self.outage.failed(error)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._world),
+            wait=self._backoff,
+            sleep=self._stop.wait,
+            stop=lambda _: self._stop.overdue(),
+            after=failed,
+            retry_error_cls=_GaveUp,
+        )
+        try:
+            result = retrying(attempt)
+        except _GaveUp as gave_up:
+            raise Stopping(str(gave_up.last_attempt.exception())) from gave_up
+        self.outage.over()
+        return result
+
+    def _backoff(self, state: tenacity.RetryCallState) -> float:
+        ceiling = min(self._longest_sec, 0.1 * 2.0 ** min(state.attempt_number, 20))
+        return self._rng.uniform(0.05, ceiling)
+
+
+class _GaveUp(tenacity.RetryError):
+    """Raised by tenacity when `stop` says so."""

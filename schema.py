@@ -1,0 +1,240 @@
+"""The values that flow: entries in, readings and rejections out. No logic that needs a server.
+
+Up to Redis a message is an entry; past `parse` it is a reading. Everything here is frozen, so a value
+can be handed on without a thought about who changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import NamedTuple
+
+DAY_US = 86_400_000_000
+
+
+class Entry(NamedTuple):
+    """One entry of a stream, exactly as Redis holds it.
+
+    `fields` alternates names and values, in order and with repeated names kept, so that a dead letter
+    can carry the original byte for byte. `deliveries` is Redis's delivery count, 1 for a first read.
+    """
+
+    stream: bytes
+    id: bytes
+    fields: Sequence[bytes]
+    deliveries: int = 1
+
+
+class Reading(NamedTuple):
+    """One measured value: a row of the table.
+
+    The first four members are the primary key, in its order, so that sorting readings as tuples by key
+    sorts them as the B-tree does (`collate "C"` compares code points, as Python's str does).
+    `timestamp_us` is microseconds since 1970 UTC. Exactly one of `value` and `value_text` is set.
+    `metadata` is the JSON object as received, validated. `message_id` has 16 bytes.
+    """
+
+    device_id: str
+    sensor_type: str
+    timestamp_us: int
+    message_id: bytes
+    value: float | None
+    value_text: str | None = None
+    metadata: bytes | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int, bytes]:
+        return self[:4]
+
+    def same_value(self, other: Reading) -> bool:
+        """Whether two readings of one key say the same: a duplicate, else a conflict."""
+        return self.value == other.value and self.value_text == other.value_text
+
+
+class Reason(StrEnum):
+    """Why a reading is not stored: the first word of a dead letter's `error`. Stable, documented."""
+
+    NO_FIELDS = "no_fields"
+    TOO_MANY_FIELDS = "too_many_fields"
+    DUPLICATE_FIELD = "duplicate_field"
+    ENTRY_TOO_LARGE = "entry_too_large"
+    INVALID_UTF8 = "invalid_utf8"
+    NUL_CHARACTER = "nul_character"
+
+    STREAM_KEY_TOO_FEW_PARTS = "stream_key_too_few_parts"
+    STREAM_KEY_EMPTY_PART = "stream_key_empty_part"
+    DEVICE_ID_EMPTY = "device_id_empty"
+    DEVICE_ID_TOO_LONG = "device_id_too_long"
+    SENSOR_TYPE_EMPTY = "sensor_type_empty"
+    SENSOR_TYPE_TOO_LONG = "sensor_type_too_long"
+
+    VALUE_MISSING = "value_missing"
+    VALUE_EMPTY = "value_empty"
+    VALUE_UNDEFINED = "value_undefined"
+    VALUE_NULL = "value_null"
+    VALUE_NAN = "value_nan"
+    VALUE_INFINITE = "value_infinite"
+    VALUE_HEXADECIMAL = "value_hexadecimal"
+    VALUE_UNDERSCORE = "value_underscore"
+    VALUE_SEPARATOR = "value_separator"
+    VALUE_OUT_OF_RANGE = "value_out_of_range"
+    VALUE_NOT_A_NUMBER = "value_not_a_number"
+    VALUE_UNSUPPORTED = "value_unsupported"
+
+    TIMESTAMP_MALFORMED = "timestamp_malformed"
+    TIMESTAMP_BEFORE_1970 = "timestamp_before_1970"
+    TIMESTAMP_IN_FUTURE = "timestamp_in_future"
+
+    METADATA_NOT_JSON = "metadata_not_json"
+    METADATA_NOT_OBJECT = "metadata_not_object"
+    METADATA_TOO_DEEP = "metadata_too_deep"
+    METADATA_TOO_LARGE = "metadata_too_large"
+
+    TOPIC_MISSING = "topic_missing"
+    TOPIC_UNKNOWN = "topic_unknown"
+    PAYLOAD_EMPTY = "payload_empty"
+    PAYLOAD_NOT_JSON = "payload_not_json"
+    PAYLOAD_WITHOUT_READINGS = "payload_without_readings"
+    TOO_MANY_READINGS = "too_many_readings"
+
+    CONFLICT = "conflict"
+    REFUSED_BY_DATABASE = "refused_by_database"
+    POISON = "poison"
+
+
+class Rejection(NamedTuple):
+    """Bad data as a value: a stable reason, a sentence for people, and what was known by then.
+
+    `value` is an excerpt of the offending text, at most 200 characters.
+    """
+
+    reason: Reason
+    sentence: str
+    device_id: str = ""
+    sensor_type: str = ""
+    value: str = ""
+
+
+class Bad(Exception):
+    """Raised and caught inside the parsing rooms only; it leaves `parse` as a `Rejection`."""
+
+    def __init__(self, reason: Reason, sentence: str, value: str = "") -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.sentence = sentence
+        self.value = value[:200]
+
+
+class Parsed(NamedTuple):
+    """What one entry says. Never empty: an entry without readings has at least one rejection.
+
+    `own_id` tells that the readings are identified by the entry's own ID rather than by a message id
+    that another entry may carry too.
+    """
+
+    readings: Sequence[Reading]
+    rejections: Sequence[Rejection]
+    own_id: bool = True
+
+
+class Fate(Enum):
+    """Where an entry ended. The ledger counts one of these for each entry, at its acknowledgement."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    DEAD_LETTERED = "dead_lettered"
+    SKIPPED = "skipped"
+    TRIMMED = "trimmed"
+
+
+class RowFate(Enum):
+    """What became of one reading when its transaction committed."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Entries read together, and what they say. Bounded by the reader.
+
+    `redelivered`: these may have been delivered before, so they are written through staging.
+    """
+
+    entries: Sequence[Entry]
+    parsed: Sequence[Parsed]
+    redelivered: bool = False
+
+    @property
+    def readings(self) -> list[Reading]:
+        return [reading for parsed in self.parsed for reading in parsed.readings]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An entry whose readings are safe, ready to be acknowledged. `rejection`: its dead letter."""
+
+    entry: Entry
+    fate: Fate
+    rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A batch after COMMIT: each entry's fate, and the counts of its readings."""
+
+    settled: Sequence[Settled]
+    readings_stored: int = 0
+    readings_duplicate: int = 0
+    readings_rejected: int = 0
+
+
+def decide(batch: Batch, rows: Sequence[RowFate | Rejection], retried: bool) -> Outcome:
+    """Turn what became of the rows into what becomes of the entries.
+
+    `rows` answers `batch.readings` one by one. `retried` says that an earlier attempt at this very
+    batch may have committed. An entry is dead-lettered when anything of it was rejected, else stored
+    when it put a row in, else a duplicate. Rows that were there already are the entry's own when it
+    was delivered or tried before and carries no other message's id: then it counts as stored, because
+    the attempt that stored it never got to count it.
+    """
+    answers = iter(rows)
+    settled: list[Settled] = []
+    counts = {RowFate.STORED: 0, RowFate.DUPLICATE: 0}
+    rejected = 0
+    for entry, parsed in zip(batch.entries, batch.parsed, strict=True):
+        fates = [next(answers) for _ in parsed.readings]
+        rejections = [*parsed.rejections, *(fate for fate in fates if isinstance(fate, Rejection))]
+        own = parsed.own_id and (retried or batch.redelivered)
+        stored = False
+        for fate in fates:
+            if isinstance(fate, RowFate):
+                counted = RowFate.STORED if own else fate
+                counts[counted] += 1
+                stored = stored or counted is RowFate.STORED
+        rejected += len(rejections)
+        if rejections:
+            settled.append(Settled(entry, Fate.DEAD_LETTERED, summarise(rejections)))
+        else:
+            settled.append(Settled(entry, Fate.STORED if stored else Fate.DUPLICATE))
+    return Outcome(settled, counts[RowFate.STORED], counts[RowFate.DUPLICATE], rejected)
+
+
+def summarise(rejections: Sequence[Rejection]) -> Rejection:
+    """One rejection for one dead letter: the first, naming the others by sensor and reason."""
+    first = rejections[0]
+    if len(rejections) == 1:
+        return first
+    others = ", ".join(
+        f"{rejection.sensor_type}: {rejection.reason}" if rejection.sensor_type else rejection.reason
+        for rejection in rejections[1:6]
+    )
+    more = f" and {len(rejections) - 6} more" if len(rejections) > 6 else ""
+    return first._replace(sentence=f"{first.sentence}; also rejected: {others}{more}")
+
+
+def days_of(readings: Iterable[Reading]) -> set[int]:
+    """The distinct UTC days of these readings, as days since 1970."""
+    return {reading.timestamp_us // DAY_US for reading in readings}

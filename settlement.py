@@ -1,0 +1,160 @@
+"""Letting go of entries: acknowledge, dead-letter and count them, each exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import redis
+
+import redis_scripts
+from metrics import Stats
+from redis_client import chunks, execute
+from schema import Fate, Settled
+
+LUA_VALUES = 4000  # values that one Lua call can unpack safely; its limit is about 8,000
+
+Argument = bytes | int | str
+
+
+class Settler:
+    """Settles entries of one group. Raises redis errors as they come; the reader retries."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        group: str,
+        dead_letter_stream: str,
+        stats: Stats,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self._client = client
+        self._group = group
+        self._dead_letters = dead_letter_stream
+        self._ledger = redis_scripts.Keys(group).ledger
+        self._stats = stats
+        self._wall_ms = wall_ms
+        self._script = client.register_script(redis_scripts.SETTLE)
+
+    def settle(self, settled: Sequence[Settled]) -> None:
+        """Idempotent: what somebody else settled meanwhile is neither acknowledged nor counted again."""
+        for call in plan(settled, self._wall_ms()):
+            if call.too_wide:
+                self._settle_wide(call)
+                continue
+            keys: list[bytes | str] = [self._ledger, self._dead_letters, *call.streams]
+            reply = self._script(keys=keys, args=[self._group, *call.arguments])
+            for fate, count in zip(reply[::2], reply[1::2], strict=True):
+                self._count(Fate(fate.decode()), int(count))
+
+    def _settle_wide(self, call: SettleCall) -> None:
+        """One dead letter with more fields than a Lua call can take: the same in one MULTI.
+
+        A MULTI cannot ask first whether the entry is still pending. When it was not, the second dead
+        letter and the count are taken back; a crash right between leaves a dead letter too many.
+        """
+        stream, entry_id, fields = call.streams[0], call.arguments[2], call.arguments[4:]
+        field = f"{Fate.DEAD_LETTERED.value}:".encode() + stream
+        with self._client.pipeline(transaction=True) as pipe:
+            execute(pipe, "XADD", self._dead_letters, "*", *fields)
+            execute(pipe, "XACK", stream, self._group, entry_id)
+            execute(pipe, "HINCRBY", self._ledger, field, 1)
+            dead_letter, acknowledged, _ = pipe.execute()
+        if acknowledged:
+            self._count(Fate.DEAD_LETTERED, 1)
+        else:
+            execute(self._client, "XDEL", self._dead_letters, dead_letter)
+            execute(self._client, "HINCRBY", self._ledger, field, -1)
+
+    def _count(self, fate: Fate, entries: int) -> None:
+        if fate is Fate.STORED:
+            self._stats.messages_written += entries
+        elif fate is Fate.DUPLICATE:
+            self._stats.messages_duplicate += entries
+        elif fate is Fate.DEAD_LETTERED:
+            self._stats.messages_failed += entries
+        elif fate is Fate.TRIMMED:
+            self._stats.messages_trimmed += entries
+
+
+@dataclass(frozen=True, slots=True)
+class SettleCall:
+    """One call of the SETTLE script. `too_wide`: a single dead letter that Lua cannot take."""
+
+    streams: list[bytes]
+    arguments: list[Argument]
+    too_wide: bool = False
+
+
+def plan(settled: Sequence[Settled], now_ms: int) -> Iterable[SettleCall]:
+    """Cut what is to be settled into script calls short enough not to hold up Redis."""
+    groups: dict[tuple[bytes, Fate], list[bytes]] = {}
+    letters: list[Settled] = []
+    for item in settled:
+        if item.rejection is None:
+            groups.setdefault((item.entry.stream, item.fate), []).append(item.entry.id)
+        else:
+            letters.append(item)
+    streams: dict[bytes, int] = {}
+    arguments: list[Argument] = []
+
+    def index(stream: bytes) -> int:
+        return streams.setdefault(stream, len(streams) + 3)  # KEYS[1] is the ledger, [2] the dead letters
+
+    for (stream, fate), ids in groups.items():
+        for part in chunks(ids, 1000):
+            arguments += ["A", fate.value, index(stream), len(part), *part]
+            if len(arguments) > LUA_VALUES:
+                yield SettleCall(list(streams), arguments)
+                streams, arguments = {}, []
+    for item in letters:
+        fields = dead_letter_fields(item, now_ms)
+        letter: list[Argument] = [
+            "D",
+            index(item.entry.stream),
+            item.entry.id,
+            len(fields),
+            *fields,
+        ]
+        if len(fields) > LUA_VALUES:
+            yield SettleCall([item.entry.stream], letter, too_wide=True)
+            continue
+        arguments += letter
+        if len(arguments) > LUA_VALUES:
+            yield SettleCall(list(streams), arguments)
+            streams, arguments = {}, []
+    if arguments:
+        yield SettleCall(list(streams), arguments)
+
+
+def dead_letter_fields(item: Settled, now_ms: int) -> list[bytes]:
+    """A dead letter: the header, then `original_fields` with their number, then the original fields.
+
+    The original fields stand last, in order, byte for byte and with repeated names kept, so that a replay
+    takes exactly that many pairs from the end, whatever the original names are. Where the original has a
+    field `value` of its own, the header leaves it out.
+    """
+    entry, rejection = item.entry, item.rejection
+    if rejection is None:
+        raise ValueError("only a rejected entry has a dead letter")
+    header: list[bytes] = [
+        b"original_stream",
+        entry.stream,
+        b"original_id",
+        entry.id,
+        b"device_id",
+        rejection.device_id.encode("utf-8", "replace"),
+        b"sensor_type",
+        rejection.sensor_type.encode("utf-8", "replace"),
+    ]
+    if rejection.value and b"value" not in entry.fields[::2]:
+        header += [b"value", rejection.value.encode("utf-8", "replace")]
+    header += [
+        b"error",
+        f"{rejection.reason}: {rejection.sentence}".encode("utf-8", "replace"),
+        b"failed_at",
+        f"{now_ms / 1000:.3f}".encode(),
+        b"original_fields",
+        str(len(entry.fields) // 2).encode(),
+    ]
+    return [*header, *entry.fields]

@@ -1,0 +1,96 @@
+"""The SQL of a batch: straight into the table, or through staging where rows may be there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from psycopg import sql
+
+import database
+import rows
+from database import BoundedConnection
+from schema import Reading, Reason, Rejection, RowFate
+
+Answer = RowFate | Rejection
+
+_COPY = sql.SQL("copy {table} ({columns}) from stdin (format binary)")
+_STAGE = sql.SQL(
+    """
+    create temp table sluice_staging (
+        n int not null, device_id text collate "C", sensor_type text collate "C",
+        "timestamp" timestamptz, message_id uuid, value double precision, value_text text, metadata jsonb
+    ) on commit drop
+    """
+)
+_COPY_STAGE = sql.SQL("copy sluice_staging ({columns}) from stdin (format binary)")
+_MERGE = sql.SQL(
+    """
+    insert into {table} ({columns})
+    select {columns} from sluice_staging order by device_id, sensor_type, "timestamp", message_id
+    on conflict do nothing
+    returning device_id, sensor_type, (extract(epoch from "timestamp") * 1000000)::bigint, message_id
+    """
+)
+# Asked in a statement of its own: it must see rows that another worker committed during the insert.
+_CONFLICTS = sql.SQL(
+    """
+    select s.n from sluice_staging s join {table} t using (device_id, sensor_type, "timestamp", message_id)
+    where s.n = any(%(ordinals)s) and t."timestamp" between %(first)s and %(last)s
+      and (t.value is distinct from s.value or t.value_text is distinct from s.value_text)
+    """
+)
+
+
+def copy_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> list[Answer]:
+    """COPY `readings`, sorted by key, into the table. All or nothing. Raises psycopg errors."""
+    data = rows.encode(readings)
+    with connection.cursor() as cursor, cursor.copy(_fill(_COPY, table, rows.COLUMNS)) as copy:
+        copy.write(data)
+    return [RowFate.STORED] * len(readings)
+
+
+def merge_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> list[Answer]:
+    """Put in what is not there yet, and tell the others apart: duplicate, or conflict when values differ.
+
+    `readings` hold each key once. Right also when another worker writes the same rows at the same time.
+    """
+    data = rows.encode_numbered(readings)
+    with connection.cursor() as cursor:
+        cursor.execute(_STAGE)
+        with cursor.copy(_fill(_COPY_STAGE, table, (rows.ORDINAL, *rows.COLUMNS))) as copy:
+            copy.write(data)
+        cursor.execute(_fill(_MERGE, table, rows.COLUMNS))
+        inserted = {(device, sensor, micros, message.bytes) for device, sensor, micros, message in cursor}
+        there = [n for n, reading in enumerate(readings) if reading.key not in inserted]
+        conflicts: set[int] = set()
+        if there:
+            times = [readings[n].timestamp_us for n in there]
+            bounds = {"first": _moment(min(times)), "last": _moment(max(times))}
+            cursor.execute(_fill(_CONFLICTS, table), {"ordinals": there, **bounds})
+            conflicts = {n for (n,) in cursor}
+    fates: list[Answer] = [RowFate.STORED] * len(readings)
+    for n in there:
+        fates[n] = conflict(readings[n]) if n in conflicts else RowFate.DUPLICATE
+    return fates
+
+
+def conflict(reading: Reading) -> Rejection:
+    """What to say of a reading whose key is taken by another value: neither may be dropped silently."""
+    return Rejection(
+        Reason.CONFLICT,
+        "a reading of this series, time and message is stored with another value",
+        reading.device_id,
+        reading.sensor_type,
+        str(reading.value if reading.value is not None else reading.value_text)[:200],
+    )
+
+
+def _fill(template: sql.SQL, table: str, columns: tuple[str, ...] = ()) -> sql.Composed:
+    return template.format(table=sql.Identifier(table), columns=database.identifiers(columns))
+
+
+def _moment(micros: int) -> str:
+    """A time for PostgreSQL, exact to the microsecond."""
+    seconds, rest = divmod(micros, 1_000_000)
+    return f"{datetime(1970, 1, 1) + timedelta(seconds=seconds)}.{rest:06d}+00"  # noqa: DTZ001

@@ -1,0 +1,112 @@
+"""Which streams there are, their groups, and the one command that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+import structlog
+from redis.exceptions import ResponseError
+
+import redis_scripts
+from metrics import Stats
+from redis_client import chunks, execute
+from redis_scripts import Keys
+from schema import Fate
+
+RawEntry = list[Any]
+
+
+class Streams:
+    """The streams that match a pattern, sorted, each with its group made.
+
+    Raises redis errors as they come; the reader retries.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        group: str,
+        consumer: str,
+        pattern: str,
+        dead_letter_stream: str,
+        interval_sec: float,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
+        self.keys: list[bytes] = []
+        self.next_discovery = 0.0
+        self._client = client
+        self._group = group
+        self._consumer = consumer
+        self._pattern = pattern
+        self._dead_letters = dead_letter_stream.encode()
+        self._interval_sec = interval_sec
+        self._stats = stats
+        self._clock = clock
+        self._ledger = Keys(group).ledger
+        self._known: set[bytes] = set()
+        self._make_group = client.register_script(redis_scripts.MAKE_GROUP)
+
+    def discover(self) -> None:
+        """SCAN for streams; make the group, from the first entry, where it is missing.
+
+        The dead-letter stream usually matches the pattern too and is left out. The pause until the next
+        search grows with what a search costs, so that a million keys do not keep Redis busy.
+        """
+        began = self._clock()
+        scan = self._client.scan_iter(match=self._pattern, count=1000, _type="stream")
+        found = {key for key in scan if key != self._dead_letters}
+        new = self._make_groups(sorted(found - self._known))
+        if new or self._known - found:
+            self._set((self._known & found) | new)
+            structlog.get_logger().info("streams_found", streams=len(self.keys), new=len(new))
+        took = self._clock() - began
+        self.next_discovery = self._clock() + max(self._interval_sec, 20 * took)
+
+    def heal(self, streams: Sequence[bytes]) -> None:
+        """Some group or stream is gone (a flush, a failover to an empty replica): make it again from 0."""
+        usable = self._make_groups(streams)
+        gone = set(streams) - usable
+        structlog.get_logger().warning("groups_healed", streams=len(usable), gone=len(gone))
+        if gone:
+            self._set(self._known - gone)
+
+    def read(
+        self,
+        streams: Sequence[bytes],
+        ids: Sequence[bytes],
+        count: int,
+        block_ms: int | None = None,
+    ) -> list[tuple[bytes, list[RawEntry]]]:
+        """XREADGROUP over `streams`; (stream, entries) of those that had any. COUNT is for each stream."""
+        block: tuple[str | int, ...] = () if block_ms is None else ("BLOCK", block_ms)
+        head = ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block)
+        try:
+            reply = execute(self._client, *head, "STREAMS", *streams, *ids)
+        except ResponseError as error:
+            if not str(error).startswith(("NOGROUP", "WRONGTYPE", "UNBLOCKED")):
+                raise
+            # One missing group fails the read of all and delivers nothing: mend, and read next time.
+            self.heal(streams)
+            return []
+        return reply or []
+
+    def _make_groups(self, streams: Sequence[bytes]) -> set[bytes]:
+        """The streams that now have the group; those that vanished meanwhile are left out."""
+        usable: set[bytes] = set()
+        args = [self._group, *(fate.value for fate in Fate)]
+        for chunk in chunks(streams):
+            with self._client.pipeline(transaction=False) as pipe:
+                for stream in chunk:
+                    self._make_group(keys=[stream, self._ledger], args=args, client=pipe)
+                made = pipe.execute()
+            usable.update(stream for stream, answer in zip(chunk, made, strict=True) if answer >= 0)
+        return usable
+
+    def _set(self, known: set[bytes]) -> None:
+        self._known = known
+        self.keys = sorted(known)
+        self._stats.streams = len(self.keys)
