@@ -36,7 +36,7 @@ class ServerFailed(Exception):
     """A server did not start. The message holds the end of its log."""
 
 
-def _die_with_parent(sign: signal.Signals) -> Callable[[], None] | None:
+def die_with_parent(sign: signal.Signals) -> Callable[[], None] | None:
     """Runs in the child: have the kernel end it should its parent be killed (Linux)."""
     if not sys.platform.startswith("linux"):
         return None
@@ -113,7 +113,7 @@ class Server:
                 group=pwd.getpwnam(user).pw_gid if user else None,
                 extra_groups=[] if user else None,
                 start_new_session=True,  # a Ctrl-C is for whoever started it, who stops this in order
-                preexec_fn=_die_with_parent(self.stop_signal),
+                preexec_fn=die_with_parent(self.stop_signal),
             )
 
     def _wait_until(self, answers: Callable[[], bool]) -> None:

@@ -1,0 +1,67 @@
+"""What the terminal shows: progress lines, then a table of the books and of the newest readings."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ops.ledger import Books
+
+
+class Newest(NamedTuple):
+    device_id: str
+    sensor_type: str
+    value: str
+    age_sec: float
+
+
+class Rate:
+    """Entries a second, over the last few looks."""
+
+    def __init__(self, looks: int = 5) -> None:
+        self._looks: deque[tuple[float, int]] = deque(maxlen=looks + 1)
+
+    def see(self, now: float, settled: int) -> float:
+        self._looks.append((now, settled))
+        (first, before), (last, after) = self._looks[0], self._looks[-1]
+        return max(0.0, (after - before) / (last - first)) if last > first else 0.0
+
+
+def table(books: Books, rate: float, newest: Sequence[Newest], state: str) -> RenderableType:
+    """The ledger of the group and, below, the newest readings in the table."""
+    ledger = Table(title="Sluice", title_style="bold", expand=False)
+    columns = ("entries/s", "lag", "stored", "duplicate", "dead-lettered", "pending")
+    numbers = (rate, books.unread, books.stored, books.duplicate, books.dead_lettered, books.pending)
+    for column in columns:
+        ledger.add_column(column, justify="right")
+    ledger.add_row(*(f"{number:,.0f}" for number in numbers))
+    readings = Table(title="newest readings", title_style="bold", expand=False)
+    readings.add_column("device")
+    readings.add_column("sensor")
+    readings.add_column("value", justify="right")
+    readings.add_column("age", justify="right")
+    for reading in newest:
+        readings.add_row(reading.device_id, reading.sensor_type, reading.value, f"{reading.age_sec:.1f} s")
+    return Group(ledger, readings, Text(state, style="dim"))
+
+
+def accounted(books: Books) -> str:
+    """The promise in one line, with its sum."""
+    parts = (
+        f"{books.stored:,} stored + {books.duplicate:,} duplicate + {books.dead_lettered:,} dead-lettered"
+        f" + {books.skipped:,} skipped + {books.pending:,} pending"
+    )
+    if books.trimmed:
+        parts += f" + {books.trimmed:,} trimmed"
+    if books.missing:
+        return f"{books.read:,} entries read, {books.missing:,} NOT accounted for: {parts}"
+    return f"{books.read:,} entries read = {parts}"
+
+
+def console() -> Console:
+    return Console(highlight=False)
