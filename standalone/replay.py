@@ -50,7 +50,7 @@ def entries(
     for number in range(FLAT_DEVICES):
         row = rows[(turn + number * len(rows) // FLAT_DEVICES) % len(rows)]
         for sensor, text in row.items():
-            broken = number == 0 and sensor == "co2" and turn % 15 == 14
+            broken = number == 0 and sensor == "co2" and turn % 10 == 4
             value = "nan" if broken else text
             yield f"mqtt_stream:office-{number + 1}:{sensor}", {"value": value, "timestamp": f"{now:.3f}"}
     for number in range(PACKED_DEVICES):
@@ -60,7 +60,7 @@ def entries(
         payload = json.dumps({"ts": int(now * 1000), "values": values})
         stream = f"mqtt_stream:shard:{crc32(device.encode()) % SHARDS}"
         message: Fields = {"topic": f"devices/{device}/telemetry", "payload": payload, "mid": mid()}
-        sent_twice = number == 0 and turn % 10 == 9
+        sent_twice = number == 0 and turn % 10 == 7
         for _ in range(2 if sent_twice else 1):
             yield stream, message
 

