@@ -268,4 +268,5 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{name.upper()} is not set; it takes {takes}"
     got = "a value that is kept secret" if name in _SECRETS else repr(first["input"])
-    return f"{name.upper()} is {got}; it takes {message[0].lower()}{message[1:]} ({takes})"
+    hint = "" if takes and takes in message else f" ({takes})"
+    return f"{name.upper()} is {got}; it takes {message[0].lower()}{message[1:]}{hint}"

@@ -125,6 +125,8 @@ class Standalone:
         env = self._home / "env"
         env.touch(mode=0o600)
         env.write_text("\n".join(lines) + "\n")
+        with redis_client.connect(redis_url, timeout_sec=10) as client:
+            client.ping()
         return config.load(database_url=database_url, redis_url=redis_url)
 
     def _start(self, stack: contextlib.ExitStack, server: Valkey | Postgres) -> str:

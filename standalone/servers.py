@@ -27,6 +27,7 @@ from urllib.parse import quote
 START_SEC = 60.0
 _LONGEST_SOCKET_PATH = 90  # the kernel takes about 107 bytes
 _PR_SET_PDEATHSIG = 1
+_OUTSIDE = Path("/var/lib/sluice-standalone")  # for root, whose own folders are closed to others
 
 
 class ServerMissing(Exception):
@@ -49,12 +50,15 @@ def die_with_parent(sign: signal.Signals) -> Callable[[], None] | None:
     return prepare
 
 
+def _short_hash(path: Path) -> str:
+    return blake2b(os.fsencode(path), digest_size=6).hexdigest()
+
+
 def _socket_folder(data: Path, owner: str | None) -> Path:
     """A folder for the socket: beside the data, or, where that path is too long, in /tmp."""
     folder = data.with_name(f"{data.name}.run")
     if len(os.fsencode(folder)) > _LONGEST_SOCKET_PATH:
-        name = blake2b(os.fsencode(data), digest_size=6).hexdigest()
-        folder = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}-{name}"
+        folder = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}-{_short_hash(data)}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if owner:
         shutil.chown(folder, owner)
@@ -255,15 +259,15 @@ class Postgres(Server):
 
         The data folder becomes a link, so that it is still found, and removed, where it belongs.
         """
-        name = blake2b(os.fsencode(self.data.absolute()), digest_size=6).hexdigest()
-        home = Path("/var/lib/sluice-standalone") / name
         if not self._reachable(self._programs):
             package = self._programs.parent.parent
+            home = _OUTSIDE / f"programs-{_short_hash(package)}"
             for part in (package.name, f"{package.name}.libs"):
                 if (package.parent / part).exists():
                     shutil.copytree(package.parent / part, home / part, dirs_exist_ok=True)
             self._programs = home / package.name / "pginstall" / "bin"
         if not self._reachable(self.data.absolute()):
+            home = _OUTSIDE / _short_hash(self.data.absolute())
             if not self.data.is_symlink():  # the first run here, or somebody removed the data
                 shutil.rmtree(home / "data", ignore_errors=True)
                 home.mkdir(mode=0o755, parents=True, exist_ok=True)

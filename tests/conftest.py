@@ -1,0 +1,156 @@
+"""Real servers for every test that asks for one. A server that cannot start fails the tests, never skips.
+
+TEST_DATABASE_URL names a server to use in place of the embedded PostgreSQL (an account that may create
+databases); where it has TimescaleDB, the tests run on hypertables.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+import config
+import redis_client
+from ops import migrate
+from standalone.servers import Postgres, Valkey
+from tests.support import Daemon, Database, daemons
+
+_number = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """A short path that the user of PostgreSQL may enter: pytest's own folders are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="sluice-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def valkey(server_folder: Path) -> Iterator[Valkey]:
+    server = Valkey(server_folder / "valkey", ["--appendonly", "no"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey) -> str:
+    """A Valkey that is empty."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return valkey.url
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client as the daemon has it: replies of XRANGE, XPENDING and XINFO come as Redis sent them."""
+    with redis_client.connect(redis_url, timeout_sec=30) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def postgres(server_folder: Path) -> Iterator[Postgres]:
+    """The embedded PostgreSQL, without waiting for the disk: tests that cut its power start their own."""
+    server = Postgres(server_folder / "postgres", ["fsync=off", "max_connections=60"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def admin_url(request: pytest.FixtureRequest) -> str:
+    """A server on which tests make their databases."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        return given
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.url_of("postgres")
+
+
+@pytest.fixture(scope="session")
+def has_timescale(admin_url: str) -> bool:
+    with psycopg.connect(admin_url) as connection:
+        row = connection.execute(
+            "select 1 from pg_available_extensions where name = 'timescaledb'"
+        ).fetchone()
+        return row is not None
+
+
+def create_database(admin_url: str, name: str, template: str = "template0") -> str:
+    """Make a database; its address."""
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        made = sql.SQL("create database {} template {}")
+        connection.execute(made.format(sql.Identifier(name), sql.Identifier(template)))
+    return make_conninfo_url(admin_url, name)
+
+
+def drop_database(admin_url: str, name: str) -> None:
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+def make_conninfo_url(url: str, database: str) -> str:
+    """`url` with another database, still a URL."""
+    assert make_conninfo(url)
+    head, _, query = url.partition("?")
+    scheme, _, rest = head.partition("://")
+    host = rest.partition("/")[0]
+    return f"{scheme}://{host}/{database}" + (f"?{query}" if query else "")
+
+
+def migrated(admin_url: str, name: str, *, timescale: bool) -> str:
+    url = create_database(admin_url, name)
+    migrate.upgrade(config.load(database_url=url, enable_timescale=timescale, retention_days=0))
+    return url
+
+
+@pytest.fixture(scope="session")
+def template(admin_url: str, has_timescale: bool) -> Iterator[str]:
+    """A migrated database that tests copy."""
+    name = f"sluice_template_{os.getpid()}"
+    migrated(admin_url, name, timescale=has_timescale)
+    yield name
+    drop_database(admin_url, name)
+
+
+@pytest.fixture
+def database(admin_url: str, template: str, has_timescale: bool) -> Iterator[Database]:
+    """A database with the schema, of the kind that the server offers."""
+    name = f"sluice_test_{os.getpid()}_{next(_number)}"
+    yield Database(create_database(admin_url, name, template), has_timescale)
+    drop_database(admin_url, name)
+
+
+@pytest.fixture
+def plain_database(admin_url: str) -> Iterator[Database]:
+    """A database with the schema of plain PostgreSQL, whatever the server offers."""
+    name = f"sluice_plain_{os.getpid()}_{next(_number)}"
+    yield Database(migrated(admin_url, name, timescale=False), timescale=False)
+    drop_database(admin_url, name)
+
+
+@pytest.fixture
+def empty_database(admin_url: str) -> Iterator[str]:
+    """The address of a database without any table."""
+    name = f"sluice_empty_{os.getpid()}_{next(_number)}"
+    yield create_database(admin_url, name)
+    drop_database(admin_url, name)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts `python main.py`; whatever still runs at the end is stopped."""
+    with daemons(tmp_path) as start:
+        yield start

@@ -1,0 +1,168 @@
+"""What tests share: waiting for a condition, databases, daemons as processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+
+import config
+import redis_client
+from config import Settings
+from ops.ledger import Books, read_ledger
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "the condition") -> None:
+    """Ask every 20 ms until `condition` holds. Fails the test when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about within {seconds} s"
+        threading.Event().wait(0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database of one test, with the schema. `timescale`: its readings are a hypertable."""
+
+    url: str
+    timescale: bool
+
+    def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """One statement in a session of its own, committed."""
+        with psycopg.connect(self.url) as connection:
+            cursor = connection.execute(query, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def count(self) -> int:
+        return int(self.rows("select count(*) from sensor_readings")[0][0])
+
+    def environment(self) -> dict[str, str]:
+        return {"DATABASE_URL": self.url, "ENABLE_TIMESCALE": str(self.timescale).lower()}
+
+
+def settings_for(database: Database, redis_url: str, **changes: Any) -> Settings:
+    """Settings of a worker that reacts quickly enough for a test."""
+    values: dict[str, Any] = {
+        "database_url": database.url,
+        "enable_timescale": database.timescale,
+        "redis_url": redis_url,
+        "batch_timeout_sec": 0.1,
+        "discovery_interval_sec": 0.05,
+        "claim_min_idle_sec": 60,
+        "stream_retention_sec": 0,
+    }
+    return config.load(**(values | changes))
+
+
+def books(client: redis.Redis, group: str = "db_writer") -> Books:
+    """The group's ledger, summed over all streams."""
+    return read_ledger(client, group, "mqtt_stream:*", "mqtt_stream:failed").total
+
+
+def everything_settled(client: redis.Redis, added: int) -> bool:
+    """Whether `added` entries were read and none of them is pending."""
+    found = books(client)
+    return found.read == added and found.pending == 0 and found.missing == 0
+
+
+def add(client: redis.Redis, stream: str, entries: Sequence[dict[Any, Any]]) -> list[bytes]:
+    """XADD each, pipelined. Returns the entry IDs."""
+    with client.pipeline(transaction=False) as pipe:
+        for fields in entries:
+            pipe.xadd(stream, fields)
+        return pipe.execute()
+
+
+def dead_letters(client: redis.Redis) -> list[list[bytes]]:
+    """The dead-letter stream: each letter's names and values in turn, as they stand."""
+    reply = redis_client.execute(client, "XRANGE", "mqtt_stream:failed", "-", "+")
+    return [fields for _, fields in reply]
+
+
+class Daemon:
+    """`python main.py` as a process, its log in a file."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        clean = {name: value for name, value in os.environ.items() if name not in _OURS}
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "main.py")],
+                env={**clean, **environment},
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, event: str, seconds: float = 30.0) -> None:
+        """Wait for a log event, or an end of the process, which fails the test."""
+
+        def seen() -> bool:
+            if event in self.text():
+                return True
+            assert self.process.poll() is None, f"the daemon ended: {self.text()[-2000:]}"
+            return False
+
+        wait_until(seen, seconds, f"{event!r} in the log")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, seconds: float = 30.0) -> int:
+        """SIGTERM; its exit status."""
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+_OURS = {name.upper() for name in Settings.model_fields} | {"TEST_DATABASE_URL"}
+
+
+@contextlib.contextmanager
+def daemons(log_folder: Path) -> Iterator[Callable[..., Daemon]]:
+    """A function that starts daemons, each stopped by its id at the end, come what may."""
+    started: list[Daemon] = []
+
+    def start(database: Database, redis_url: str, **settings: object) -> Daemon:
+        environment = {
+            **database.environment(),
+            "REDIS_URL": redis_url,
+            "BATCH_TIMEOUT_SEC": "0.2",
+            "DISCOVERY_INTERVAL_SEC": "0.2",
+            "STREAM_RETENTION_SEC": "0",
+            **{name.upper(): str(value) for name, value in settings.items()},
+        }
+        daemon = Daemon(environment, log_folder / f"daemon-{len(started)}.log")
+        started.append(daemon)
+        return daemon
+
+    try:
+        yield start
+    finally:
+        for daemon in started:
+            if daemon.process.poll() is None:
+                daemon.thaw()
+                daemon.kill()
