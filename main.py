@@ -71,8 +71,8 @@ class DatabaseWriterService:
 
     def run(self) -> None:
         """The promise, in order: nothing is acknowledged before its COMMIT, nothing read past a stop."""
-        self._open()
         try:
+            self._open()
             while not self._stop.is_set():
                 entries = self._reader.recover()
                 redelivered = bool(entries)
@@ -118,8 +118,6 @@ class DatabaseWriterService:
         try:
             found = self._writer.start()
             self._refuse_eviction()
-        except Stopping:
-            return
         except psycopg.OperationalError as error:
             raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
         self._running = True
@@ -148,10 +146,11 @@ class DatabaseWriterService:
             )
 
     def _close(self) -> None:
-        self._running = False
         self._writer.close()
         self._reader.close()
-        structlog.get_logger().info("worker_stopped", **self._stats.as_dict())
+        if self._running:
+            structlog.get_logger().info("worker_stopped", **self._stats.as_dict())
+        self._running = False
 
     def _log_batch(self, outcome: Outcome, redelivered: bool, seconds: float) -> None:
         structlog.get_logger().info(
