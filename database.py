@@ -90,7 +90,9 @@ def begin(
         {
             "statement": str(milliseconds),
             "lock": str(max(1, min(10_000, milliseconds // 2))),
-            "idle": str(milliseconds),
+            # Between two statements pass microseconds, unless this process was stopped: then what it has
+            # locked is soon free for the others.
+            "idle": str(min(5_000, milliseconds)),
         },
     )
 

@@ -93,6 +93,7 @@ class DatabaseWriterService:
 
     def stop(self) -> None:
         """Finish the batch in hand and end `run`. Returns at once."""
+        structlog.get_logger().info("stop_requested", within_sec=self._settings.shutdown_timeout_sec)
         self._stop.set()
 
     @property
@@ -120,6 +121,7 @@ class DatabaseWriterService:
             self._refuse_eviction()
         except psycopg.OperationalError as error:
             raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
+        self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
         self._running = True
         structlog.get_logger().info(
             "worker_started",

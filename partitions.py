@@ -22,22 +22,42 @@ _LIST = sql.SQL(
     """
     select child.relname::text, inhdetachpending, pg_get_expr(child.relpartbound, child.oid)
     from pg_inherits join pg_class child on child.oid = inhrelid
-    where inhparent = {table}::regclass
+    where inhparent = {regclass}::regclass
     """
 )
 # So that bounds are written the one way that is read here. Transactions end it, sessions do not outlive it.
 _PLAIN_DATES = "select set_config('datestyle', 'ISO, YMD', false), set_config('timezone', 'UTC', false)"
-_LOCK = sql.SQL("select pg_advisory_xact_lock({lock_class}, {table}::regclass::oid::int)")
-# So that bounds are written the one way that is read here.
-_PLAIN_DATES = "select set_config('datestyle', 'ISO, YMD', false), set_config('timezone', 'UTC', false)"
-_TRY_LOCK = sql.SQL("select pg_try_advisory_lock({lock_class}, {table}::regclass::oid::int)")
-_UNLOCK = sql.SQL("select pg_advisory_unlock({lock_class}, {table}::regclass::oid::int)")
-# A detached partition of that name may be left over; it is attached again, never dropped: it may hold data.
-_CREATE = sql.SQL(
-    "create table if not exists {partition}"
-    " (like {table} including defaults including constraints including indexes)"
+_TRY_LOCK = sql.SQL("select pg_try_advisory_lock({lock_class}, {regclass}::regclass::oid::int)")
+_UNLOCK = sql.SQL("select pg_advisory_unlock({lock_class}, {regclass}::regclass::oid::int)")
+# One statement, so that a worker which is stopped in the middle of it cannot hold the lock: the server
+# finishes it alone. One worker at a time; who waited finds what the other has made. A detached partition
+# of that name may be left over: it is attached again, never dropped, for it may hold data.
+_MAKE = sql.SQL(
+    """
+    do $make$
+    declare
+        day date;
+        partition text;
+    begin
+        perform set_config('lock_timeout', {lock_timeout}, true);
+        perform set_config('timezone', 'UTC', true);
+        perform pg_advisory_xact_lock({lock_class}, {table}::regclass::oid::int);
+        foreach day in array {days}::date[] loop
+            partition := format('%I', {prefix} || to_char(day, 'YYYYMMDD'));
+            if not exists (
+                select from pg_inherits
+                where inhparent = {table}::regclass and inhrelid = to_regclass(partition)
+            ) then
+                execute format('create table if not exists %s (like %s including defaults'
+                    ' including constraints including indexes)', partition, {table});
+                execute format('alter table %s attach partition %s for values from (%L) to (%L)',
+                    {table}, partition, day::timestamptz, (day + 1)::timestamptz);
+            end if;
+        end loop;
+    end
+    $make$
+    """
 )
-_ATTACH = sql.SQL("alter table {table} attach partition {partition} for values from ({low}) to ({high})")
 _DETACH = sql.SQL("alter table {table} detach partition {partition} concurrently")
 _FINALIZE = sql.SQL("alter table {table} detach partition {partition} finalize")
 _DROP = sql.SQL("drop table if exists {partition}")
@@ -68,17 +88,20 @@ class Partitions:
             self._make(connection, missing)
 
     def _make(self, connection: BoundedConnection, missing: set[int]) -> None:
-        """One worker at a time; the one that waited finds what the other has made."""
-        database.begin(connection, self._timeout_sec)
-        connection.execute(self._fill(_LOCK))
-        known = self.days(connection)
-        for day in sorted(missing - known):
-            partition = self.name(day)
-            connection.execute(self._fill(_CREATE, partition))
-            connection.execute(self._fill(_ATTACH, partition, day))
-        connection.commit()
-        self._known = known | missing
-        structlog.get_logger().info("partitions_made", partitions=len(missing - known))
+        database.start_clock(connection, self._timeout_sec)
+        connection.autocommit = True
+        connection.execute(
+            _MAKE.format(
+                table=sql.Literal(sql.Identifier(self._table).as_string(None)),
+                prefix=sql.Literal(f"{self._table}_p"),
+                days=sql.Literal([(_EPOCH + timedelta(days=day)).isoformat() for day in sorted(missing)]),
+                lock_class=sql.Literal(_LOCK_CLASS),
+                lock_timeout=sql.Literal(str(int(self._timeout_sec * 500))),
+            )
+        )
+        connection.autocommit = False
+        self._known = (self._known or set()) | missing
+        structlog.get_logger().info("partitions_made", partitions=len(missing))
 
     def drop_older(self, connection: BoundedConnection, oldest: date) -> int:
         """Drop the partitions of days before `oldest`, one worker at a time. Returns how many.
@@ -102,28 +125,20 @@ class Partitions:
         self.forget()
         return dropped
 
-    def name(self, day: int) -> str:
-        """The name of a day's partition: `sensor_readings_p20150204`."""
-        return f"{self._table}_p{_EPOCH + timedelta(days=day):%Y%m%d}"
-
     def days(self, connection: BoundedConnection) -> set[int]:
         """The days that have a partition, as days since 1970. Leaves a transaction open."""
         connection.execute(_PLAIN_DATES)
         rows = connection.execute(self._fill(_LIST)).fetchall()
         return {day for _, pending, bound in rows if not pending for day in _days_of(bound)}
 
-    def _fill(self, template: sql.SQL, partition: str = "", day: int = 0) -> sql.Composed:
-        low = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
-        parts: dict[str, sql.Composable] = {
-            "lock_class": sql.Literal(_LOCK_CLASS),
-            "partition": sql.Identifier(partition),
-            "low": sql.Literal(low.isoformat()),
-            "high": sql.Literal((low + timedelta(days=1)).isoformat()),
-        }
-        quoted = sql.Identifier(self._table)
-        if "::regclass" in template.as_string(None):
-            return template.format(table=sql.Literal(quoted.as_string(None)), **parts)
-        return template.format(table=quoted, **parts)
+    def _fill(self, template: sql.SQL, partition: str = "") -> sql.Composed:
+        table = sql.Identifier(self._table)
+        return template.format(
+            table=table,
+            regclass=sql.Literal(table.as_string(None)),
+            lock_class=sql.Literal(_LOCK_CLASS),
+            partition=sql.Identifier(partition),
+        )
 
 
 def _days_of(bound: str | None) -> range:

@@ -122,7 +122,7 @@ class Patience:
         errors: tuple[type[BaseException], ...] | Callable[[BaseException], bool],
         stop: StopFlag,
         stats: Stats,
-        longest_sec: float = 15.0,
+        longest_sec: float = 5.0,
         rng: random.Random | None = None,
     ) -> None:
         self.outage = Outage(server)

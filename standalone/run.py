@@ -59,6 +59,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--database-url", help="use this database: postgresql://…; it gets the migrations")
     parser.add_argument("--no-demo", action="store_true", help="leave out the replay of office readings")
     parser.add_argument("--for", dest="seconds", type=_seconds, help="end by itself after SECONDS")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / ".standalone", help="folder of the data (default .standalone)"
+    )
     return parser.parse_args(given)
 
 
@@ -75,12 +78,12 @@ class Standalone:
     def __init__(self, chosen: argparse.Namespace, out: Console) -> None:
         self._chosen = chosen
         self._out = out
-        self._home = ROOT / ".standalone"
+        self._home: Path = chosen.data.absolute()
         self._stop = threading.Event()
         self._rate = screen.Rate()
 
     def run(self) -> int:
-        self._home.mkdir(mode=0o711, exist_ok=True)
+        self._home.mkdir(mode=0o711, parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._only_one())
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -89,7 +92,7 @@ class Standalone:
             self._migrate(settings)
             if not self._stop.is_set():
                 self._work(settings)
-        self._out.print("Everything is stopped. The data stays in .standalone/.")
+        self._out.print(f"Everything is stopped. The data stays in {self._home}.", soft_wrap=True)
         return 0
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -149,7 +152,7 @@ class Standalone:
         replay = None if self._chosen.no_demo else self._child("replay", "-m", "standalone.replay")
         self._out.print("✓ worker started" + ("" if replay is None else ", replaying an office's readings"))
         self._out.print(
-            f"  logs: {self._home}/worker.log   settings for other commands: . .standalone/env",
+            f"  logs: {self._home}/worker.log   settings for other commands: . {self._home}/env",
             soft_wrap=True,
         )
         client = redis_client.connect(settings.redis_address(), timeout_sec=10)
