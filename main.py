@@ -92,8 +92,9 @@ class DatabaseWriterService:
             self._close()
 
     def stop(self) -> None:
-        """Finish the batch in hand and end `run`. Returns at once."""
-        structlog.get_logger().info("stop_requested", within_sec=self._settings.shutdown_timeout_sec)
+        """Finish the batch in hand and end `run`. Returns at once; takes no lock and logs nothing, since a
+        signal handler calls it, which may interrupt whoever holds one.
+        """
         self._stop.set()
 
     @property

@@ -7,9 +7,8 @@ whatever was in hand is tried again, and what is given up at shutdown stays pend
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TypeVar
 
 import structlog
@@ -20,6 +19,7 @@ from metrics import Stats
 T = TypeVar("T")
 FIRST_REPEAT_SEC = 10.0
 LONGEST_REPEAT_SEC = 600.0
+REACTION_SEC = 0.05  # how soon a pause notices a stop
 
 
 class Stopping(Exception):
@@ -27,10 +27,13 @@ class Stopping(Exception):
 
 
 class StopFlag:
-    """Asks a worker to stop, and tells how long it may take. Set from a signal handler or any thread."""
+    """Asks a worker to stop, and tells how long it may take.
+
+    `set` may be called from any thread and from a signal handler. So there is no lock in here: an Event
+    would deadlock when its own waiter is interrupted by the handler that sets it.
+    """
 
     def __init__(self, timeout_sec: float, clock: Callable[[], float] = monotonic) -> None:
-        self._event = threading.Event()
         self._timeout_sec = timeout_sec
         self._clock = clock
         self._deadline: float | None = None
@@ -38,10 +41,9 @@ class StopFlag:
     def set(self) -> None:
         if self._deadline is None:
             self._deadline = self._clock() + self._timeout_sec
-        self._event.set()
 
     def is_set(self) -> bool:
-        return self._event.is_set()
+        return self._deadline is not None
 
     def overdue(self) -> bool:
         """Whether the time to finish is used up, but for the part that closing needs."""
@@ -49,15 +51,16 @@ class StopFlag:
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless and until a stop comes."""
-        if seconds > 0:
-            self._event.wait(seconds)
+        ends = self._clock() + seconds
+        while not self.is_set() and (left := ends - self._clock()) > 0:
+            sleep(min(left, REACTION_SEC))
 
     def wait(self, seconds: float) -> None:
-        """Pause, ended early by a stop; once stopping, short pauses only."""
+        """Pause between two attempts, also once a stop was asked for: then short."""
         if self.is_set():
-            threading.Event().wait(min(seconds, 0.1))
+            sleep(min(seconds, REACTION_SEC))
         else:
-            self._event.wait(seconds)
+            self.pause(seconds)
 
 
 class Outage:
@@ -70,9 +73,13 @@ class Outage:
         self._next_word = 0.0
         self._interval = FIRST_REPEAT_SEC
         self._attempts = 0
+        self._said_stopping = False
 
-    def failed(self, error: BaseException) -> None:
-        """An attempt failed. Logs, or keeps silent because it has just logged."""
+    def failed(self, error: BaseException, stopping: bool = False) -> None:
+        """An attempt failed. Logs, or keeps silent because it has just logged.
+
+        `stopping`: shutdown waits for this server; that is said once too.
+        """
         now = self._clock()
         self._attempts += 1
         log = structlog.get_logger()
@@ -82,6 +89,9 @@ class Outage:
             self._interval = FIRST_REPEAT_SEC
             self._next_word = now + self._interval
             log.warning("outage_began", **words)
+        elif stopping and not self._said_stopping:
+            self._said_stopping = True
+            log.warning("stop_waits_for_server", **words)
         elif now >= self._next_word:
             self._interval = min(2 * self._interval, LONGEST_REPEAT_SEC)
             self._next_word = now + self._interval
@@ -138,7 +148,7 @@ class Patience:
             self._stats.errors += 1
             on_error()
             if error is not None:
-                self.outage.failed(error)
+                self.outage.failed(error, stopping=self._stop.is_set())
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._world),

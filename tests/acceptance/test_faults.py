@@ -231,7 +231,7 @@ def test_a_second_signal_ends_at_once_with_another_status_and_loses_nothing(
     add(client, "mqtt_stream:dev-0:t", [{"value": "0", "timestamp": "1767225600"}])
     worker.wait_for("outage_began")
     worker.process.terminate()
-    worker.wait_for("stop_requested")
+    worker.wait_for("stop_waits_for_server")
     assert worker.terminate(seconds=5) == 1
     own_postgres.start()
     daemon(own_database, redis_url, consumer_name="one")
