@@ -172,8 +172,7 @@ class Batch:
         return [reading for parsed in self.parsed for reading in parsed.readings]
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """An entry whose readings are safe, ready to be acknowledged. `rejection`: its dead letter."""
 
     entry: Entry
@@ -202,24 +201,25 @@ def decide(batch: Batch, rows: Sequence[RowFate | Rejection], retried: bool) -> 
     """
     answers = iter(rows)
     settled: list[Settled] = []
-    counts = {RowFate.STORED: 0, RowFate.DUPLICATE: 0}
-    rejected = 0
+    stored = duplicate = rejected = 0
     for entry, parsed in zip(batch.entries, batch.parsed, strict=True):
-        fates = [next(answers) for _ in parsed.readings]
-        rejections = [*parsed.rejections, *(fate for fate in fates if isinstance(fate, Rejection))]
-        own = parsed.own_id and (retried or batch.redelivered)
-        stored = False
-        for fate in fates:
-            if isinstance(fate, RowFate):
-                counted = RowFate.STORED if own else fate
-                counts[counted] += 1
-                stored = stored or counted is RowFate.STORED
+        put_in = 0
+        rejections = list(parsed.rejections)
+        for _ in parsed.readings:
+            fate = next(answers)
+            if isinstance(fate, Rejection):
+                rejections.append(fate)
+            elif fate is RowFate.STORED or (parsed.own_id and (retried or batch.redelivered)):
+                put_in += 1
+            else:
+                duplicate += 1
+        stored += put_in
         rejected += len(rejections)
         if rejections:
             settled.append(Settled(entry, Fate.DEAD_LETTERED, summarise(rejections)))
         else:
-            settled.append(Settled(entry, Fate.STORED if stored else Fate.DUPLICATE))
-    return Outcome(settled, counts[RowFate.STORED], counts[RowFate.DUPLICATE], rejected)
+            settled.append(Settled(entry, Fate.STORED if put_in else Fate.DUPLICATE))
+    return Outcome(settled, stored, duplicate, rejected)
 
 
 def summarise(rejections: Sequence[Rejection]) -> Rejection:

@@ -1,0 +1,19 @@
+# A worker. Build: docker build -t sluice .   Run: docker run --env-file .env sluice
+# Other commands: docker run --env-file .env sluice python main.py verify
+#                 docker run --env-file .env sluice ./migrate.sh upgrade
+FROM python:3.13-slim AS packages
+COPY requirements/core.txt /tmp/core.txt
+RUN python -m venv /opt/sluice/.venv \
+    && /opt/sluice/.venv/bin/pip install --no-cache-dir --require-hashes -r /tmp/core.txt
+
+FROM python:3.13-slim
+RUN useradd --system --uid 10001 sluice
+COPY --from=packages /opt/sluice/.venv /opt/sluice/.venv
+WORKDIR /opt/sluice
+COPY *.py alembic.ini migrate.sh ./
+COPY alembic alembic
+COPY ops ops
+USER sluice
+ENV PATH=/opt/sluice/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# exec form: SIGTERM reaches Python
+CMD ["python", "main.py"]

@@ -1,0 +1,28 @@
+.DEFAULT_GOAL := help
+python := .venv/bin/python
+
+help: ## these lines
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: ## everything on this machine, with a demo
+	./run-standalone.sh
+
+test: ## lint, types and all tests
+	./run-tests.sh
+
+unit: ## the tests that need no server
+	./run-tests.sh tests/unit
+
+lint: ## ruff and mypy only
+	$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy
+
+format: ## put the code into its form
+	$(python) -m ruff check --fix . && $(python) -m ruff format .
+
+bench: ## throughput of a worker beside the COPY limit
+	$(python) -m benchmarks.throughput
+
+lock: ## pin packages anew (needs uv)
+	requirements/lock.sh
+
+.PHONY: help run test unit lint format bench lock
