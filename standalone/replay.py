@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from zlib import crc32
 import redis
 
 import redis_client
+from retry import StopFlag
 
 SAMPLE = Path(__file__).parent / "data" / "occupancy.csv"
 FLAT_DEVICES = 8
@@ -68,7 +68,7 @@ def entries(
 def main() -> int:
     parser = argparse.ArgumentParser(prog="standalone.replay", description=(__doc__ or "").splitlines()[0])
     parser.parse_args()
-    stopped = threading.Event()
+    stopped = StopFlag(timeout_sec=5)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         stopped.set()
@@ -84,8 +84,9 @@ def main() -> int:
                 pipe.execute()
         except (redis.ConnectionError, redis.TimeoutError):
             pass  # a demo: what was measured while Redis is away is not sent later
-        if stopped.wait(SECONDS_BETWEEN_ROWS):
-            return 0
+        stopped.pause(SECONDS_BETWEEN_ROWS)
+        if stopped.is_set():
+            break
     return 0
 
 

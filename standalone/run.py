@@ -14,7 +14,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ import redis_client
 from config import ConfigError, Settings
 from ops import migrate
 from ops.ledger import Books, read_ledger
+from retry import StopFlag
 from standalone import screen
 from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey, die_with_parent
 
@@ -66,7 +66,10 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return seconds
@@ -79,7 +82,7 @@ class Standalone:
         self._chosen = chosen
         self._out = out
         self._home: Path = chosen.data.absolute()
-        self._stop = threading.Event()
+        self._stop = StopFlag(timeout_sec=60)
         self._rate = screen.Rate()
 
     def run(self) -> int:
@@ -167,13 +170,16 @@ class Standalone:
         books = self._books(settings, client)
         self._out.print(screen.table(books, 0, self._newest(settings), ""))
         self._out.print(screen.accounted(books), soft_wrap=True)
-        if status or books.missing:
+        # -SIGTERM: it was stopped before Python had loaded it, so it had read nothing
+        if status not in (0, -signal.SIGTERM) or books.missing:
             raise Trouble(f"the worker ended with status {status}; {screen.accounted(books)}")
 
     def _watch(self, settings: Settings, client: redis.Redis, worker: subprocess.Popen[bytes]) -> None:
         """Show the table until a signal, the end of --for, or the worker's end."""
         ends = time.monotonic() + self._chosen.seconds if self._chosen.seconds else float("inf")
-        live = Live(console=self._out, auto_refresh=False) if self._out.is_terminal else None
+        live = (
+            Live(console=self._out, auto_refresh=False, transient=True) if self._out.is_terminal else None
+        )
         with live or contextlib.nullcontext():
             while not self._stop.is_set() and time.monotonic() < ends:
                 if worker.poll() is not None:
@@ -187,7 +193,7 @@ class Standalone:
                         live.update(screen.table(books, rate, self._newest(settings), state), refresh=True)
                     except (redis.RedisError, psycopg.Error) as error:
                         live.update(f"a server is away: {type(error).__name__}", refresh=True)
-                self._stop.wait(min(1.0, max(0.0, ends - time.monotonic())))
+                self._stop.pause(min(1.0, ends - time.monotonic()))
 
     def _drain(self, settings: Settings, client: redis.Redis, worker: subprocess.Popen[bytes]) -> None:
         """Let the worker finish what the replay has sent."""
@@ -196,7 +202,7 @@ class Standalone:
             books = self._books(settings, client)
             if not books.unread and not books.pending:
                 return
-            threading.Event().wait(0.1)
+            time.sleep(0.1)
 
     def _books(self, settings: Settings, client: redis.Redis) -> Books:
         group, pattern = settings.consumer_group_name, settings.stream_pattern

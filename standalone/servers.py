@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -71,7 +70,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
     """Ask every 20 ms, `seconds` at most."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
-        threading.Event().wait(0.02)
+        time.sleep(0.02)
 
 
 class Server:
