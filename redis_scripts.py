@@ -102,6 +102,9 @@ return {reply[1], reply[2], gone}
 """
 )
 
+# KEYS: tries of entries that are tried alone. ARGV: stream|id. Notes one try more; returns how many now.
+TRY_ALONE = _FLAGS + "return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"
+
 # KEYS: streams. ARGV: oldest milliseconds to keep. Trims what is older, but never an entry that some
 # group has not read or not acknowledged: one script, so that no group can appear in between. A stream
 # without any group is left alone. Returns how many entries went.
