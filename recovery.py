@@ -88,7 +88,12 @@ class Recovery:
     def _read_own(self, budget: int) -> list[Entry]:
         chunk = list(islice(self._own, min(CHUNK, budget)))
         count = max(1, budget // len(chunk))
+        heals = self._streams.heals
         found = self._streams.read(chunk, [self._own[stream] for stream in chunk], count)
+        if self._streams.heals != heals:  # nothing was delivered: ask again those that are left
+            known = set(self._streams.keys)
+            self._own = {stream: after for stream, after in self._own.items() if stream in known}
+            return []
         full = {stream: raw[-1][0] for stream, raw in found if len(raw) >= count}
         for stream in chunk:
             del self._own[stream]
