@@ -118,16 +118,14 @@ def deliver(client: redis.Redis, consumer: str, streams: Sequence[str], count: i
         if not execute(client, "XINFO GROUPS", stream):
             client.xgroup_create(stream, GROUP, "0")
     names = [*streams, *[">"] * len(streams)]
-    command = ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", *names)
-    reply = execute(client, *command) or []
+    reply = execute(client, "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", *names) or []
     return [entry_id for _, entries in reply for entry_id, _ in entries]
 
 
 def make_stale(client: redis.Redis, stream: str, seconds: int = 3_600) -> None:
     """Let all pending entries of `stream` have been idle for `seconds`; their counts stay."""
     for entry_id, owner, _, _ in pending(client, stream):
-        idle = ("IDLE", seconds * 1000, "JUSTID")
-        execute(client, "XCLAIM", stream, GROUP, owner, 0, entry_id, *idle)
+        client.xclaim(stream, GROUP, owner.decode(), 0, [entry_id], idle=seconds * 1000, justid=True)
 
 
 def pending(client: redis.Redis, stream: str) -> list[tuple[bytes, bytes, int, int]]:

@@ -127,8 +127,13 @@ def test_more_than_500_streams_are_polled_in_chunks_without_blocking(
             pipe.xadd(stream, {"value": "1"})
         pipe.execute()
     sent: list[bytes] = []
+
+    def overhear(piece: bytes) -> bool:
+        sent.append(piece)
+        return False
+
     with proxy_to(str(valkey.socket)) as proxy:
-        proxy.cut_when = lambda piece: bool(sent.append(piece))
+        proxy.cut_when = overhear
         reader = workshop.reader(url=f"redis://127.0.0.1:{proxy.port}/0", discovery_interval_sec=60.0)
         pages = read_all(reader, 1_203, reads=40)
         assert {entry.stream.decode() for entry in flat(pages)} == set(streams)
