@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from metrics import Stats
 from redis_client import execute
 from redis_reader import READ_BYTES
 from standalone.servers import Valkey
@@ -284,6 +285,24 @@ def test_a_key_that_becomes_another_type_is_left_alone_until_it_is_a_stream_agai
     (back,) = add(client, "mqtt_stream:changing:t", numbered(1))
     clock.now += 2.1
     assert ids(flat(read_all(reader, 1, reads=4))) == [(b"mqtt_stream:changing:t", back)]
+
+
+def test_a_new_stream_waits_until_redis_takes_writes_again(workshop: Workshop, client: redis.Redis) -> None:
+    """NOREPLICAS as the answer to a pipeline, which words its errors in its own way."""
+    stats = Stats()
+    reader = workshop.reader(stats=stats)
+    add(client, "mqtt_stream:d:t", numbered(1))
+    client.config_set("min-replicas-to-write", 1)
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(len(flat(read_all(reader, 1, reads=100)))))
+    thread.start()
+    try:
+        wait_until(lambda: stats.errors >= 2 or not thread.is_alive(), 10)
+        assert thread.is_alive()
+    finally:
+        client.config_set("min-replicas-to-write", 0)
+        thread.join(20)
+    assert found == [1]
 
 
 def test_a_stop_ends_an_idle_read_at_once(workshop: Workshop, client: redis.Redis) -> None:
