@@ -143,10 +143,13 @@ def _books(
 
 
 def _unread(client: redis.Redis, stream: bytes, after: bytes, last: bytes) -> int:
-    """Entries behind `after`, counted: the `lag` of XINFO is wrong or null after deletions and trimming."""
+    """Entries behind `after`, counted: the `lag` of XINFO is wrong or null after deletions and trimming.
+
+    Not beyond `last`: what was added since the other numbers were taken is no part of these books.
+    """
     count = 0
     while after != last:
-        page = execute(client, "XRANGE", stream, b"(" + after, "+", "COUNT", _PAGE)
+        page = execute(client, "XRANGE", stream, b"(" + after, last, "COUNT", _PAGE)
         count += len(page)
         if len(page) < _PAGE:
             break
