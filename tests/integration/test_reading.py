@@ -135,7 +135,9 @@ def test_more_than_500_streams_are_polled_in_chunks_without_blocking(
 
     with proxy_to(str(valkey.socket)) as proxy:
         proxy.cut_when = overhear
-        reader = workshop.reader(url=f"redis://127.0.0.1:{proxy.port}/0", discovery_interval_sec=60.0)
+        reader = workshop.reader(
+            url=f"redis://127.0.0.1:{proxy.port}/0", discovery_interval_sec=60.0, batch_size=5_000
+        )
         pages = read_all(reader, 1_203, reads=40)
         assert {entry.stream.decode() for entry in flat(pages)} == set(streams)
         assert reader.read() == []

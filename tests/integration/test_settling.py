@@ -331,6 +331,23 @@ def test_a_stop_ends_the_wait_for_a_dead_letter_stream_of_the_wrong_type(
     assert client.hgetall(LEDGER) == {}
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+def test_an_entry_whose_dead_letter_cannot_be_added_is_not_let_go(
+    workshop: Workshop, client: redis.Redis, wide: bool
+) -> None:
+    """Whatever the reason: here the dead-letter stream has no entry ID left to give."""
+    last = f"{2**64 - 1}-{2**64 - 1}"
+    client.xadd(FAILED, {"original_stream": STREAM, "original_id": "1-1"}, id=last)
+    add_wide(client) if wide else add(client, STREAM, numbered(1))
+    reader = workshop.reader()
+    entries = reader.read()
+    with pytest.raises(redis.ResponseError):
+        reader.settle(outcome(entries, Fate.DEAD_LETTERED))
+    assert [row[0] for row in pending(client, STREAM)] == [entries[0].id]
+    assert client.hgetall(LEDGER) == {}
+    assert client.xlen(FAILED) == 1
+
+
 def test_poison_waits_for_a_dead_letter_stream_of_the_wrong_type(
     workshop: Workshop, client: redis.Redis
 ) -> None:

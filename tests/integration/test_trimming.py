@@ -142,6 +142,20 @@ def test_entries_that_another_group_still_needs_are_kept(
     assert held(client)[-4:] == ["3-0", "4-0", "5-0", "6-0"]
 
 
+def test_the_group_that_is_furthest_behind_is_found_by_number(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    add_at(client, "5-8", "5-9", "5-10", "5-11")
+    client.xgroup_create(STREAM, "archive", "0")
+    execute(client, "XREADGROUP", "GROUP", "archive", "a", "COUNT", 2, "STREAMS", STREAM, ">")
+    client.xack(STREAM, "archive", "5-8")
+    reader = trimmer(workshop)
+    entries = reader.read()
+    reader.settle(outcome(entries[:2]))
+    reader.upkeep()
+    assert held(client) == ["5-9", "5-10", "5-11"]
+
+
 def test_nothing_is_trimmed_under_a_group_that_has_read_nothing(
     workshop: Workshop, client: redis.Redis
 ) -> None:
