@@ -146,6 +146,7 @@ class RedisReader:
             lambda: self._recovery.next(self._budget), on_error=self._recovery.want_own
         )
         self._stats.messages_read += len(entries)
+        self._adapt(entries)
         return entries
 
     def read(self) -> list[Entry]:
