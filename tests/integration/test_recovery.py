@@ -11,6 +11,7 @@ import redis
 
 from metrics import Stats
 from redis_client import execute
+from redis_reader import READ_BYTES
 from redis_scripts import Keys
 from schema import Entry
 from standalone.servers import Valkey
@@ -80,6 +81,17 @@ def test_own_pending_entries_come_once_even_with_more_streams_than_one_command_t
     reader = workshop.reader(batch_size=50)
     assert len(set(ids(flat(recover_all(reader))))) == 260
     assert reader.recover() == []
+
+
+def test_heavy_pending_entries_make_the_next_pages_smaller(workshop: Workshop, client: redis.Redis) -> None:
+    for _ in range(4):
+        add(client, STREAM, [{"value": b"x" * 256 * 1024}] * 50)
+    deliver(client, "one", [STREAM])
+    pages = recover_all(workshop.reader(batch_size=100))
+    first, *later = [sum(len(part) for entry in page for part in entry.fields) for page in pages]
+    assert first > 2 * READ_BYTES, "the first page cannot know"
+    assert max(later) <= 2 * READ_BYTES
+    assert len(flat(pages)) == 200
 
 
 def test_entries_of_another_consumer_are_not_own(workshop: Workshop, client: redis.Redis) -> None:
