@@ -48,6 +48,7 @@ class Recovery:
         self._clock = clock
         self._keys = Keys(group)
         self._claim = client.register_script(redis_scripts.CLAIM)
+        self._try_alone = client.register_script(redis_scripts.TRY_ALONE)
         self._own_wanted = True
         self._own: dict[bytes, bytes] = {}  # streams whose own pending entries are to be read, from where
         self._sweep: deque[tuple[bytes, bytes]] = deque()  # streams to claim from, with the cursor
@@ -87,7 +88,12 @@ class Recovery:
     def _read_own(self, budget: int) -> list[Entry]:
         chunk = list(islice(self._own, min(CHUNK, budget)))
         count = max(1, budget // len(chunk))
+        heals = self._streams.heals
         found = self._streams.read(chunk, [self._own[stream] for stream in chunk], count)
+        if self._streams.heals != heals:  # nothing was delivered: ask again those that are left
+            known = set(self._streams.keys)
+            self._own = {stream: after for stream, after in self._own.items() if stream in known}
+            return []
         full = {stream: raw[-1][0] for stream, raw in found if len(raw) >= count}
         for stream in chunk:
             del self._own[stream]
@@ -170,7 +176,7 @@ class Recovery:
         while self._suspects:
             entry = self._suspects.pop(next(iter(self._suspects)))
             name = entry.stream + b"|" + entry.id
-            if execute(self._client, "HINCRBY", self._keys.alone, name, 1) <= ALONE_TRIES:
+            if self._try_alone(keys=[self._keys.alone], args=[name]) <= ALONE_TRIES:
                 self._alone = name
                 return [entry]
             sentence = f"delivered {entry.deliveries} times, and it ended the worker when tried alone"

@@ -52,7 +52,17 @@ def is_world(error: BaseException) -> bool:
     """Whether this is the world's fault and passes by itself, rather than a bug."""
     if isinstance(error, _WORLD_TYPES):
         return True
-    return isinstance(error, redis.exceptions.ResponseError) and str(error).startswith(_WORLD)
+    return isinstance(error, redis.exceptions.ResponseError) and message(error).startswith(_WORLD)
+
+
+def is_wrong_type(error: BaseException) -> bool:
+    """Whether a key that should be ours, or a stream, holds something else."""
+    return isinstance(error, redis.exceptions.ResponseError) and message(error).startswith("WRONGTYPE")
+
+
+def message(error: BaseException) -> str:
+    """What Redis said. redis-py puts the command before it when the command was in a pipeline."""
+    return str(error).rpartition(" of pipeline caused error: ")[2]
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> Iterable[Sequence[T]]:

@@ -17,7 +17,7 @@ import redis_scripts
 from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
 from recovery import Recovery
-from redis_client import CHUNK, chunks, is_world
+from redis_client import CHUNK, chunks, is_world, is_wrong_type
 from redis_scripts import Keys
 from retry import Patience, StopFlag
 from schema import Entry, Outcome
@@ -27,6 +27,13 @@ from streams import Streams
 BLOCKING_STREAMS = 500  # with more, a blocked read makes every XADD that wakes it pay
 READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
 LONGEST_PAUSE_SEC = 0.25
+
+
+def _passes(error: BaseException) -> bool:
+    """Streams of another type are left out where they are read. What is left is a key that dead letters or
+    the ledger need, taken by something else: somebody has to put that right, and nothing is let go before.
+    """
+    return is_world(error) or is_wrong_type(error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +78,7 @@ class RedisReader:
         self._clock = clock
         self._wall_ms = wall_ms
         keys = Keys(options.group)
-        self._patience = Patience("redis", is_world, stop, stats)
+        self._patience = Patience("redis", _passes, stop, stats)
         self._lease = Lease(client, keys.worker(options.consumer), token)
         self._upkeep_lease = Lease(client, keys.upkeep, token)
         self._trim_script = client.register_script(redis_scripts.TRIM)
@@ -139,6 +146,7 @@ class RedisReader:
             lambda: self._recovery.next(self._budget), on_error=self._recovery.want_own
         )
         self._stats.messages_read += len(entries)
+        self._adapt(entries)
         return entries
 
     def read(self) -> list[Entry]:

@@ -54,6 +54,27 @@ return answer
 """
 )
 
+# KEYS: dead-letter stream, stream, ledger. ARGV: group, id. The end of the MULTI that begins with the XADD
+# of a dead letter too wide for a script. A MULTI goes on after a command that failed: so the entry is let
+# go only where its letter is the newest one. A letter that was not wanted, because somebody else had
+# settled the entry, is taken back. Returns 1 when the entry was dead-lettered by this.
+SETTLE_WIDE = (
+    _FLAGS
+    + """
+local dead, stream, id = KEYS[1], KEYS[2], ARGV[2]
+local newest = redis.call('XREVRANGE', dead, '+', '-', 'COUNT', 1)[1]
+if not newest or newest[2][2] ~= stream or newest[2][4] ~= id then
+    return redis.error_reply('ERR the dead letter was not added')
+end
+if redis.pcall('XACK', stream, ARGV[1], id) == 1 then
+    redis.call('HINCRBY', KEYS[3], 'dead_lettered:' .. stream, 1)
+    return 1
+end
+redis.call('XDEL', dead, newest[1])
+return 0
+"""
+)
+
 # KEYS: stream, ledger. ARGV: group, fates…  Makes the group from the stream's first entry. Returns 1 when
 # it was made, 0 when it was there, -1 when the stream is gone or is another type. A group made anew
 # starts new books for the stream: what was counted before moves to `closed:`. `base:` is how many entries
@@ -101,6 +122,9 @@ if gone > 0 then redis.call('HINCRBY', KEYS[2], 'trimmed:' .. KEYS[1], gone) end
 return {reply[1], reply[2], gone}
 """
 )
+
+# KEYS: tries of entries that are tried alone. ARGV: stream|id. Notes one try more; returns how many now.
+TRY_ALONE = _FLAGS + "return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"
 
 # KEYS: streams. ARGV: oldest milliseconds to keep. Trims what is older, but never an entry that some
 # group has not read or not acknowledged: one script, so that no group can appear in between. A stream

@@ -50,21 +50,17 @@ class Settler:
     def _settle_wide(self, call: SettleCall) -> None:
         """One dead letter with more fields than a Lua call can take: the same in one MULTI.
 
-        A MULTI cannot ask first whether the entry is still pending. When it was not, the second dead
-        letter and the count are taken back; a crash right between leaves a dead letter too many.
+        The script goes in full: were it unknown to the server, the letter would be added all the same.
         """
         stream, entry_id, fields = call.streams[0], call.arguments[2], call.arguments[4:]
-        field = f"{Fate.DEAD_LETTERED.value}:".encode() + stream
+        script = redis_scripts.SETTLE_WIDE
         with self._client.pipeline(transaction=True) as pipe:
             execute(pipe, "XADD", self._dead_letters, "*", *fields)
-            execute(pipe, "XACK", stream, self._group, entry_id)
-            execute(pipe, "HINCRBY", self._ledger, field, 1)
-            dead_letter, acknowledged, _ = pipe.execute()
-        if acknowledged:
-            self._count(Fate.DEAD_LETTERED, 1)
-        else:
-            execute(self._client, "XDEL", self._dead_letters, dead_letter)
-            execute(self._client, "HINCRBY", self._ledger, field, -1)
+            execute(
+                pipe, "EVAL", script, 3, self._dead_letters, stream, self._ledger, self._group, entry_id
+            )
+            _, dead_lettered = pipe.execute()
+        self._count(Fate.DEAD_LETTERED, dead_lettered)
 
     def _count(self, fate: Fate, entries: int) -> None:
         if fate is Fate.STORED:

@@ -38,6 +38,7 @@ class Streams:
     ) -> None:
         self.keys: list[bytes] = []
         self.next_discovery = 0.0
+        self.heals = 0  # how often a read found a group or a stream gone, and so delivered nothing
         self._client = client
         self._group = group
         self._consumer = consumer
@@ -68,6 +69,7 @@ class Streams:
 
     def heal(self, streams: Sequence[bytes]) -> None:
         """Some group or stream is gone (a flush, a failover to an empty replica): make it again from 0."""
+        self.heals += 1
         usable = self._make_groups(streams)
         gone = set(streams) - usable
         structlog.get_logger().warning("groups_healed", streams=len(usable), gone=len(gone))

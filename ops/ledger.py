@@ -121,7 +121,7 @@ def _books(
     counts: list[Any],
 ) -> Books:
     added, length = int(info[b"entries-added"]), int(info[b"length"])
-    mine = next((g for g in map(_pairs, groups) if g[b"name"] == group.encode()), None)
+    mine = _group(groups, group)
     if mine is None:
         return Books(added=added, unread=length)
     numbers = {fate: int(n or 0) for fate, n in zip(FATES, counts, strict=False)}
@@ -131,22 +131,43 @@ def _books(
     unread = _unread(client, stream, mine[b"last-delivered-id"], info[b"last-generated-id"])
     if not counted:
         position = added - unread
+    deleted = max(0, added - length - int(position))  # trimmed: from the stream's beginning
+    behind = added - int(position) - unread  # also by XDEL, while no worker reads on
+    if behind > deleted and _still_at(client, group, stream, mine[b"last-delivered-id"]):
+        deleted = behind
     return Books(
         added=added,
         read=int(position) - base,
         unread=unread,
         pending=int(mine[b"pending"]),
-        trimmed_unread=max(0, added - length - int(position)),
+        trimmed_unread=deleted,
         counted=counted,
         **numbers,
     )
 
 
+def _group(groups: list[Any], name: str) -> dict[bytes, Any] | None:
+    return next((group for group in map(_pairs, groups) if group[b"name"] == name.encode()), None)
+
+
+def _still_at(client: redis.Redis, group: str, stream: bytes, position: bytes) -> bool:
+    """Whether the group has read nothing since: else what seems deleted may just have been settled and
+    trimmed."""
+    try:
+        now = _group(execute(client, "XINFO GROUPS", stream), group)
+    except redis.ResponseError:  # the stream is gone
+        return False
+    return now is not None and now[b"last-delivered-id"] == position
+
+
 def _unread(client: redis.Redis, stream: bytes, after: bytes, last: bytes) -> int:
-    """Entries behind `after`, counted: the `lag` of XINFO is wrong or null after deletions and trimming."""
+    """Entries behind `after`, counted: the `lag` of XINFO is wrong or null after deletions and trimming.
+
+    Not beyond `last`: what was added since the other numbers were taken is no part of these books.
+    """
     count = 0
     while after != last:
-        page = execute(client, "XRANGE", stream, b"(" + after, "+", "COUNT", _PAGE)
+        page = execute(client, "XRANGE", stream, b"(" + after, last, "COUNT", _PAGE)
         count += len(page)
         if len(page) < _PAGE:
             break
