@@ -16,6 +16,9 @@ import database
 from database import BoundedConnection
 
 _EPOCH = date(1970, 1, 1)
+# How long dropping waits for a reader of the table: it holds up this worker, and others that need a new
+# partition. The server has to give up by itself: a client that goes away leaves the statement waiting.
+_PATIENCE_MS = 2000
 _LOCK_CLASS = 0x51C1CE  # first half of the two-part advisory lock; the second is the table's oid
 
 _LIST = sql.SQL(
@@ -25,11 +28,13 @@ _LIST = sql.SQL(
     where inhparent = {table}::regclass
     """
 )
-# So that bounds are written the one way that is read here. Transactions end it, sessions do not outlive it.
-_PLAIN_DATES = "select set_config('datestyle', 'ISO, YMD', false), set_config('timezone', 'UTC', false)"
-_LOCK = sql.SQL("select pg_advisory_xact_lock({lock_class}, {table}::regclass::oid::int)")
 # So that bounds are written the one way that is read here.
 _PLAIN_DATES = "select set_config('datestyle', 'ISO, YMD', false), set_config('timezone', 'UTC', false)"
+_LOCK = sql.SQL("select pg_advisory_xact_lock({lock_class}, {table}::regclass::oid::int)")
+_IMPATIENT = """
+    select set_config('lock_timeout', %(lock)s, false),
+           set_config('statement_timeout', %(statement)s, false)
+"""
 _TRY_LOCK = sql.SQL("select pg_try_advisory_lock({lock_class}, {table}::regclass::oid::int)")
 _UNLOCK = sql.SQL("select pg_advisory_unlock({lock_class}, {table}::regclass::oid::int)")
 # A detached partition of that name may be left over; it is attached again, never dropped: it may hold data.
@@ -72,6 +77,9 @@ class Partitions:
         database.begin(connection, self._timeout_sec)
         connection.execute(self._fill(_LOCK))
         known = self.days(connection)
+        for name, pending, bound in connection.execute(self._fill(_LIST)).fetchall():
+            if pending and missing.intersection(_days_of(bound)):  # a detach was cut off: attach it again
+                connection.execute(self._fill(_FINALIZE, name))
         for day in sorted(missing - known):
             partition = self.name(day)
             connection.execute(self._fill(_CREATE, partition))
@@ -83,19 +91,25 @@ class Partitions:
     def drop_older(self, connection: BoundedConnection, oldest: date) -> int:
         """Drop the partitions of days before `oldest`, one worker at a time. Returns how many.
 
-        A detach that was cut off is finished first. `connection` is in autocommit: DETACH … CONCURRENTLY
-        is not allowed in a transaction.
+        A detach that was cut off is finished first: while one is pending PostgreSQL begins no other.
+        `connection` is in autocommit, as DETACH … CONCURRENTLY asks, and its session is not used for
+        anything else. Raises psycopg errors; `LockNotAvailable` where somebody reads the table for long.
         """
         database.start_clock(connection, self._timeout_sec)
+        timeouts = {"lock": str(_PATIENCE_MS), "statement": str(int(self._timeout_sec * 1000))}
+        connection.execute(_IMPATIENT, timeouts)
         connection.execute(_PLAIN_DATES)
         row = connection.execute(self._fill(_TRY_LOCK)).fetchone()
         if not row or not row[0]:
             return 0
         dropped = 0
-        for name, pending, bound in connection.execute(self._fill(_LIST)).fetchall():
+        found = connection.execute(self._fill(_LIST)).fetchall()
+        for name, pending, bound in sorted(found, key=lambda row: not row[1]):
             days = _days_of(bound)
-            if days and days[-1] < (oldest - _EPOCH).days:
+            old = bool(days) and days[-1] < (oldest - _EPOCH).days
+            if pending or old:
                 connection.execute(self._fill(_FINALIZE if pending else _DETACH, name))
+            if old:
                 connection.execute(self._fill(_DROP, name))
                 dropped += 1
         connection.execute(self._fill(_UNLOCK))
