@@ -398,16 +398,6 @@ def test_a_revision_that_does_not_exist_is_told_in_one_line(url: str) -> None:
     assert "0815_nothing" in told.stderr
 
 
-def test_timescale_that_the_server_does_not_have_is_told_in_one_line(url: str, has_timescale: bool) -> None:
-    if has_timescale:
-        pytest.skip("this server has TimescaleDB; the embedded PostgreSQL has not")
-    told = run(url, "upgrade", ENABLE_TIMESCALE="true")
-    assert told.returncode == 1
-    assert len(told.stderr.splitlines()) == 1, told.stderr
-    assert 'extension "timescaledb" is not available' in told.stderr
-    assert "alembic_version" not in tables(url)
-
-
 def test_the_revisions_of_models_are_those_of_alembic() -> None:
     script = ScriptDirectory.from_config(migrate.alembic_config(settings("postgresql:///none")))
     newest_first = [revision.revision for revision in script.walk_revisions()]

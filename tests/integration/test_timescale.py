@@ -252,6 +252,7 @@ def test_timescale_that_the_server_does_not_have_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith('migrate: the database says: extension "timescaledb" is not available')
     assert len(said.splitlines()) == 1
+    assert tables(empty_database) == set()
 
 
 # On a native server only: what goes through COPY, or needs more than one session.
