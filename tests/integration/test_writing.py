@@ -11,7 +11,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from db_writer import MAX_DAYS
 from schema import DAY_US, Batch, Fate, Outcome, Parsed, Reading, Reason, Rejection, days_of
 from tests.support import Database
 from tests.writing import YESTERDAY_US, Rig, batch_of, reading, rig, together
@@ -336,7 +335,7 @@ def test_a_large_batch_over_many_days_is_cut_into_bounded_transactions(database:
     assert fates(outcome) == {Fate.STORED: 1200}
     assert database.count() == 1200
     assert max(len(part) for part in transactions) <= 150
-    assert max(len(days_of(part)) for part in transactions) <= MAX_DAYS
+    assert max(len(days_of(part)) for part in transactions) <= 32
     assert all([r.key for r in part] == sorted(r.key for r in part) for part in transactions)
     assert sorted(r.key for part in transactions for r in part) == sorted(r.key for r in readings)
 
