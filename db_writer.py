@@ -24,7 +24,7 @@ from metrics import Stats
 from partitions import Partitions
 from retry import Patience, StopFlag
 from schema import DAY_US, Batch, Outcome, Reading, Reason, Rejection, RowFate, days_of, decide
-from staging import Answer, conflict, copy_rows, merge_rows
+from staging import Answer, copy_rows, merge_rows
 
 # A transaction that touches many days takes many locks and, where chunks are missing, keeps every other
 # worker from making one: 1,000 days took 1.3 s, 3,000 died of "out of shared memory" (docs/internals.md).
@@ -187,40 +187,33 @@ class DatabaseWriter:
 
 
 class _Writing:
-    """The way of one batch: sorted, freed of twins, cut into transactions, bisected where refused."""
+    """The way of one batch: sorted, twins apart, cut into transactions, bisected where refused."""
 
     def __init__(self, writer: DatabaseWriter, batch: Batch) -> None:
         self._writer = writer
         self._staged = batch.redelivered
         self._readings = batch.readings
         self._fates: list[Answer] = [RowFate.STORED] * len(self._readings)
-        self._twins: list[tuple[int, int]] = []
         self.retried = False
 
     def run(self) -> list[Answer]:
-        for part in cut(self._readings, self._sorted_once(), self._writer.batch_size):
+        once, twins = self._sorted()
+        for part in cut(self._readings, once, self._writer.batch_size):
             self._store(part, self._staged)
-        for twin, first in self._twins:
-            self._fates[twin] = self._fate_of_twin(twin, first)
+        # Only the table knows what a twin repeats: its sibling may have been refused, or be a conflict.
+        for part in cut(self._readings, twins, self._writer.batch_size):
+            self._store(part, staged=True)
         return self._fates
 
-    def _sorted_once(self) -> list[int]:
-        """Indices in the order of the key, each key once; later ones with the same key are twins."""
+    def _sorted(self) -> tuple[list[int], list[int]]:
+        """Indices in the order of the key: each key once, and the later ones of a key, its twins."""
         keys = [reading.key for reading in self._readings]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         once: list[int] = []
+        twins: list[int] = []
         for index in order:
-            if once and keys[once[-1]] == keys[index]:
-                self._twins.append((index, once[-1]))
-            else:
-                once.append(index)
-        return once
-
-    def _fate_of_twin(self, twin: int, first: int) -> RowFate | Rejection:
-        stored = self._fates[first]
-        if not self._readings[twin].same_value(self._readings[first]):
-            return conflict(self._readings[twin])
-        return stored if isinstance(stored, Rejection) else RowFate.DUPLICATE
+            (twins if once and keys[once[-1]] == keys[index] else once).append(index)
+        return once, twins
 
     def _store(self, part: Sequence[int], staged: bool) -> None:
         readings = [self._readings[index] for index in part]

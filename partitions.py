@@ -16,6 +16,9 @@ import database
 from database import BoundedConnection
 
 _EPOCH = date(1970, 1, 1)
+# How long dropping waits for a reader of the table: it holds up this worker, and others that need a new
+# partition. The server has to give up by itself: a client that goes away leaves the statement waiting.
+_PATIENCE_MS = 2000
 _LOCK_CLASS = 0x51C1CE  # first half of the two-part advisory lock; the second is the table's oid
 
 _LIST = sql.SQL(
@@ -25,8 +28,12 @@ _LIST = sql.SQL(
     where inhparent = {regclass}::regclass
     """
 )
-# So that bounds are written the one way that is read here. Transactions end it, sessions do not outlive it.
+# So that bounds are written the one way that is read here.
 _PLAIN_DATES = "select set_config('datestyle', 'ISO, YMD', false), set_config('timezone', 'UTC', false)"
+_IMPATIENT = """
+    select set_config('lock_timeout', %(lock)s, false),
+           set_config('statement_timeout', %(statement)s, false)
+"""
 _TRY_LOCK = sql.SQL("select pg_try_advisory_lock({lock_class}, {regclass}::regclass::oid::int)")
 _UNLOCK = sql.SQL("select pg_advisory_unlock({lock_class}, {regclass}::regclass::oid::int)")
 # One statement, so that a worker which is stopped in the middle of it cannot hold the lock: the server
@@ -44,6 +51,13 @@ _MAKE = sql.SQL(
         perform pg_advisory_xact_lock({lock_class}, {table}::regclass::oid::int);
         foreach day in array {days}::date[] loop
             partition := format('%I', {prefix} || to_char(day, 'YYYYMMDD'));
+            if exists (
+                select from pg_inherits
+                where inhparent = {table}::regclass and inhrelid = to_regclass(partition)
+                  and inhdetachpending
+            ) then  -- a detach was cut off: finish it, to attach it again
+                execute format('alter table %s detach partition %s finalize', {table}, partition);
+            end if;
             if not exists (
                 select from pg_inherits
                 where inhparent = {table}::regclass and inhrelid = to_regclass(partition)
@@ -106,19 +120,25 @@ class Partitions:
     def drop_older(self, connection: BoundedConnection, oldest: date) -> int:
         """Drop the partitions of days before `oldest`, one worker at a time. Returns how many.
 
-        A detach that was cut off is finished first. `connection` is in autocommit: DETACH … CONCURRENTLY
-        is not allowed in a transaction.
+        A detach that was cut off is finished first: while one is pending PostgreSQL begins no other.
+        `connection` is in autocommit, as DETACH … CONCURRENTLY asks, and its session is not used for
+        anything else. Raises psycopg errors; `LockNotAvailable` where somebody reads the table for long.
         """
         database.start_clock(connection, self._timeout_sec)
+        timeouts = {"lock": str(_PATIENCE_MS), "statement": str(int(self._timeout_sec * 1000))}
+        connection.execute(_IMPATIENT, timeouts)
         connection.execute(_PLAIN_DATES)
         row = connection.execute(self._fill(_TRY_LOCK)).fetchone()
         if not row or not row[0]:
             return 0
         dropped = 0
-        for name, pending, bound in connection.execute(self._fill(_LIST)).fetchall():
+        found = connection.execute(self._fill(_LIST)).fetchall()
+        for name, pending, bound in sorted(found, key=lambda row: not row[1]):
             days = _days_of(bound)
-            if days and days[-1] < (oldest - _EPOCH).days:
+            old = bool(days) and days[-1] < (oldest - _EPOCH).days
+            if pending or old:
                 connection.execute(self._fill(_FINALIZE if pending else _DETACH, name))
+            if old:
                 connection.execute(self._fill(_DROP, name))
                 dropped += 1
         connection.execute(self._fill(_UNLOCK))

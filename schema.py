@@ -48,10 +48,6 @@ class Reading(NamedTuple):
     def key(self) -> tuple[str, str, int, bytes]:
         return self[:4]
 
-    def same_value(self, other: Reading) -> bool:
-        """Whether two readings of one key say the same: a duplicate, else a conflict."""
-        return self.value == other.value and self.value_text == other.value_text
-
 
 class Reason(StrEnum):
     """Why a reading is not stored: the first word of a dead letter's `error`. Stable, documented."""

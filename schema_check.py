@@ -113,6 +113,11 @@ def _check_kind(found: Found, table: str, *, enable_timescale: bool) -> None:
         raise SchemaMismatch(
             f"ENABLE_TIMESCALE is false but {table!r} is a hypertable; set ENABLE_TIMESCALE=true"
         )
+    if not enable_timescale and found.kind is not TableKind.PARTITIONED:
+        raise SchemaMismatch(
+            f"{table!r} is a {found.kind}, not the partitioned table that a migration makes; migrate into "
+            "an empty database (SCHEMA_MANAGEMENT.md, changing the kind of table)"
+        )
     if enable_timescale and timescale_number(found) < OLDEST_TIMESCALE:
         raise SchemaMismatch(
             f"TimescaleDB is {found.timescale_version}; {OLDEST_TIMESCALE[0]}.{OLDEST_TIMESCALE[1]} is the "

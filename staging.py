@@ -27,7 +27,7 @@ _COPY_STAGE = sql.SQL("copy sluice_staging ({columns}) from stdin (format binary
 _MERGE = sql.SQL(
     """
     insert into {table} ({columns})
-    select {columns} from sluice_staging order by device_id, sensor_type, "timestamp", message_id
+    select {columns} from sluice_staging order by device_id, sensor_type, "timestamp", message_id, n
     on conflict do nothing
     returning device_id, sensor_type, (extract(epoch from "timestamp") * 1000000)::bigint, message_id
     """
@@ -53,7 +53,8 @@ def copy_rows(connection: BoundedConnection, table: str, readings: Sequence[Read
 def merge_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> list[Answer]:
     """Put in what is not there yet, and tell the others apart: duplicate, or conflict when values differ.
 
-    `readings` hold each key once. Right also when another worker writes the same rows at the same time.
+    Of readings with the same key the first may go in. Right also when another worker writes the same
+    rows at the same time.
     """
     data = rows.encode_numbered(readings)
     with connection.cursor() as cursor:
@@ -62,7 +63,12 @@ def merge_rows(connection: BoundedConnection, table: str, readings: Sequence[Rea
             copy.write(data)
         cursor.execute(_fill(_MERGE, table, rows.COLUMNS))
         inserted = {(device, sensor, micros, message.bytes) for device, sensor, micros, message in cursor}
-        there = [n for n, reading in enumerate(readings) if reading.key not in inserted]
+        there = []
+        for n, reading in enumerate(readings):
+            if reading.key in inserted:
+                inserted.remove(reading.key)
+            else:
+                there.append(n)
         conflicts: set[int] = set()
         if there:
             times = [readings[n].timestamp_us for n in there]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import psycopg
+from psycopg.errors import Diagnostic
 from sqlalchemy import Connection, create_engine, pool, text
 
 import config
@@ -48,9 +50,18 @@ def lock(connection: Connection) -> None:
     connection.commit()
 
 
+def warn(notice: Diagnostic) -> None:
+    """Pass on what a migration raises itself; TimescaleDB's advice on column types is left out."""
+    if notice.source_function == "exec_stmt_raise":
+        print(f"{notice.severity}: {notice.message_primary}", file=sys.stderr)
+
+
 def online() -> None:
     engine = create_engine(settings.sqlalchemy_url(), poolclass=pool.NullPool)
     with engine.connect() as connection:
+        raw = connection.connection.driver_connection
+        if isinstance(raw, psycopg.Connection):
+            raw.add_notice_handler(warn)
         lock(connection)
         context.configure(connection=connection, **options())
         with context.begin_transaction():

@@ -97,6 +97,8 @@ def check(settings: Settings) -> list[str]:
         differences = [
             f"models.py and the database differ: {diff}" for diff in compare_metadata(context, metadata)
         ]
+        if not sa.inspect(connection).has_table(settings.table_name):
+            return differences
         return differences + _key_drift(connection, settings.table_name)
 
 
@@ -149,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"migrate: {error}", file=sys.stderr)
         return 1
     except sa.exc.DBAPIError as error:
-        print(f"migrate: the database says: {str(error.orig).strip()}", file=sys.stderr)
+        print(f"migrate: the database says: {' '.join(str(error.orig).split())}", file=sys.stderr)
         return 1
     return 0
 

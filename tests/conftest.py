@@ -23,7 +23,7 @@ import config
 import redis_client
 from ops import migrate
 from standalone.servers import Postgres, Valkey
-from tests.support import Daemon, Database, daemons
+from tests.support import Daemon, Database, daemons, wait_until
 
 _number = itertools.count(1)
 
@@ -101,6 +101,19 @@ def drop_database(admin_url: str, name: str) -> None:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 
+def close_database(admin_url: str, name: str) -> None:
+    """Let nobody in: TimescaleDB's scheduler would, and a database in use cannot be copied."""
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("alter database {} allow_connections false").format(sql.Identifier(name))
+        )
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name]
+        )
+        query = "select 1 from pg_stat_activity where datname = %s"
+        wait_until(lambda: connection.execute(query, [name]).fetchone() is None)
+
+
 def make_conninfo_url(url: str, database: str) -> str:
     """`url` with another database, still a URL."""
     assert make_conninfo(url)
@@ -121,6 +134,7 @@ def template(admin_url: str, has_timescale: bool) -> Iterator[str]:
     """A migrated database that tests copy."""
     name = f"sluice_template_{os.getpid()}"
     migrated(admin_url, name, timescale=has_timescale)
+    close_database(admin_url, name)
     yield name
     drop_database(admin_url, name)
 

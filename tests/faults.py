@@ -1,6 +1,6 @@
 """Faults on purpose: a proxy in front of a server that cuts, stalls or swallows what passes.
 
-The proxy talks to loopback and Unix sockets only.
+The proxy listens on loopback only.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ Watch = Callable[[bytes], bool]
 
 
 class Proxy:
-    """Passes bytes between clients on a loopback port and a server on a Unix socket.
+    """Passes bytes between clients on a loopback port and a server on a Unix socket or a TCP port.
 
     `cut_when`: a look at each piece sent to the server; True cuts the connection instead of passing it
     on. `cut_reply_when`: the same for pieces that come back; the server has done its work by then.
-    `deaf`: accept and keep connections, pass nothing.
+    `deaf`: accept and keep connections, pass nothing. `mute`: swallow the server's answers only.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str | tuple[str, int]) -> None:
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.deaf = False
+        self.mute = False
         self.refuse = False
         self.cut_when: Watch = lambda _: False
         self.cut_reply_when: Watch = lambda _: False
@@ -44,6 +45,11 @@ class Proxy:
         with self._lock:
             for side in list(self._pairs):
                 self._close(side)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._pairs) // 2
 
     def close(self) -> None:
         self._closing = True
@@ -66,16 +72,25 @@ class Proxy:
         if self.refuse:
             client.close()
             return
-        server = socket.socket(socket.AF_UNIX)
         try:
-            server.connect(self._upstream)
+            server = self._connect()
         except OSError:
             client.close()
-            server.close()
             return
         self._pairs[client], self._pairs[server] = server, client
         self._selector.register(client, selectors.EVENT_READ, True)
         self._selector.register(server, selectors.EVENT_READ, False)
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._upstream, tuple):
+            return socket.create_connection(self._upstream)
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(self._upstream)
+        except OSError:
+            server.close()
+            raise
+        return server
 
     def _pass(self, side: socket.socket, *, to_server: bool) -> None:
         try:
@@ -84,7 +99,7 @@ class Proxy:
             piece = b""
         if not piece:
             self._close(side)
-        elif self.deaf:
+        elif self.deaf or (self.mute and not to_server):
             return
         elif (self.cut_when if to_server else self.cut_reply_when)(piece):
             self.cuts += 1
@@ -106,7 +121,7 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxy_to(upstream: str) -> Iterator[Proxy]:
+def proxy_to(upstream: str | tuple[str, int]) -> Iterator[Proxy]:
     proxy = Proxy(upstream)
     try:
         yield proxy

@@ -73,8 +73,10 @@ def _policies(table: str, columnstore_after_days: int, retention_days: int) -> N
             if current_setting('timescaledb.license') = 'timescale' then
                 {" ".join(steps)}
             else
-                raise warning 'TimescaleDB runs with the % license: no columnstore, no retention policy',
-                    current_setting('timescaledb.license');
+                -- no percent sign: the statements that `sql` prints would double it
+                raise warning using message = 'TimescaleDB runs with the '
+                    || current_setting('timescaledb.license')
+                    || ' license: no columnstore, no retention policy';
             end if;
         end $$
         """
