@@ -1,0 +1,161 @@
+"""Settings: one line for what is wrong, no secret anywhere, and documentation that keeps up."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import config
+from config import ConfigError, Settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+URL = "postgresql://me:hunter2@db.example:5432/iot"
+DOCUMENTED = re.compile(r"^(?:# )?([A-Z][A-Z_]+)=(.*)$", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting from outside, and a folder without `.env`."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(f"{name.upper()}_FILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        config.load()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "takes"),
+    [
+        ("BATCH_SIZE", "many", "valid integer"),
+        ("BATCH_SIZE", "0", "greater than or equal to 1"),
+        ("REDIS_PORT", "70000", "less than or equal to 65535"),
+        ("REDIS_MODE", "cluster", "'single'"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("LOG_FORMAT", "xml", "'json' or 'console'"),
+        ("ENABLE_TIMESCALE", "maybe", "boolean"),
+        ("TABLE_NAME", 'r"; drop table x; --', "letters, digits and underscores"),
+        ("TABLE_NAME", "1st", "letters, digits and underscores"),
+        ("TABLE_NAME", "x" * 60, "at most 52 long"),
+        ("TABLE_NAME", "alembic_version", "letters, digits and underscores"),
+        ("TOPIC_TEMPLATES", "a/{sensor_type}", "{device_id}"),
+        ("CLAIM_MIN_IDLE_SEC", "-1", "greater than or equal to"),
+        ("MAX_FUTURE_SEC", "soon", "number"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_with_name_value_and_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, takes: str
+) -> None:
+    message = refusal(monkeypatch, DATABASE_URL=URL, **{name: value})
+    assert "\n" not in message
+    assert message.startswith(f"{name} is {value!r}; it takes ")
+    assert takes in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DATABASE_URL", "mysql://me:hunter2@db/x"), ("REDIS_URL", "http://:hunter2@r")]
+)
+def test_a_wrong_secret_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    message = refusal(monkeypatch, **{"DATABASE_URL": URL, name: value})
+    assert message.startswith(f"{name} is a value that is kept secret; it takes an address")
+    assert "hunter2" not in message
+
+
+def test_a_missing_database_url_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(monkeypatch) == (
+        "DATABASE_URL is not set; it takes postgresql://user:password@host:5432/database"
+    )
+
+
+def test_the_dead_letter_stream_cannot_be_the_only_stream_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, DATABASE_URL=URL, STREAM_PATTERN="a", DEAD_LETTER_STREAM="a")
+    assert "DEAD_LETTER_STREAM and STREAM_PATTERN" in message
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "REDIS_USERNAME", "REDIS_PASSWORD"])
+def test_every_secret_may_come_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    value = {"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@r/0"}.get(name, "hunter2")
+    secret = tmp_path / "secret"
+    secret.write_text(f"{value}\n")
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(f"{name}_FILE", str(secret))
+    assert getattr(config.load(), name.lower()).get_secret_value() == value
+
+
+def test_a_secret_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, DATABASE_URL_FILE="/nowhere/secret")
+    assert message.startswith("DATABASE_URL_FILE is '/nowhere/secret', which cannot be read (")
+
+
+def test_the_environment_wins_over_a_dot_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"DATABASE_URL={URL}\nBATCH_SIZE=7\nTABLE_NAME=mine\n")
+    monkeypatch.setenv("BATCH_SIZE", "8")
+    settings = config.load()
+    assert (settings.batch_size, settings.table_name) == (8, "mine")
+
+
+def test_no_secret_shows_in_the_representation_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REDIS_PASSWORD", "REDIS_USERNAME"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("DATABASE_URL", URL)
+    assert "hunter2" not in repr(config.load()) + str(config.load())
+
+
+@pytest.mark.parametrize(
+    ("values", "address"),
+    [
+        ({}, "redis://localhost:6379/0"),
+        ({"REDIS_PASSWORD": "p@ss/1"}, "redis://:p%40ss%2F1@localhost:6379/0"),
+        ({"REDIS_USERNAME": "u", "REDIS_PASSWORD": "p", "REDIS_DB": "3"}, "redis://u:p@localhost:6379/3"),
+        ({"REDIS_URL": "unix:///run/redis.sock", "REDIS_HOST": "ignored"}, "unix:///run/redis.sock"),
+    ],
+)
+def test_the_parts_of_the_redis_address_come_together(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], address: str
+) -> None:
+    for name, value in {"DATABASE_URL": URL, **values}.items():
+        monkeypatch.setenv(name, value)
+    assert config.load().redis_address() == address
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_spellings_of_the_database_address_mean_the_same(scheme: str) -> None:
+    settings = config.load(database_url=f"{scheme}://h/d")
+    assert settings.database_url.get_secret_value() == "postgresql://h/d"
+    assert settings.sqlalchemy_url() == "postgresql+psycopg://h/d"
+
+
+def test_env_example_and_settings_name_the_same_settings() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert [name for name, _ in DOCUMENTED.findall(text)] == [
+        name.upper() for name in Settings.model_fields
+    ]
+
+
+def test_env_example_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    before = config.load(database_url=URL, consumer_name="x")
+    for name, value in DOCUMENTED.findall(text):
+        if value and name not in ("DATABASE_URL", "CONSUMER_NAME"):
+            monkeypatch.setenv(name, value)
+    assert config.load(database_url=URL, consumer_name="x") == before
+
+
+def test_env_example_explains_every_setting() -> None:
+    text = " ".join((ROOT / ".env.example").read_text(encoding="utf-8").replace("\n# ", " ").split())
+    for name, field in Settings.model_fields.items():
+        assert field.description
+        assert " ".join(field.description.split()) in text, name
