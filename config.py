@@ -190,8 +190,10 @@ class Settings(BaseSettings):
     @classmethod
     def _templates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for template in value:
-            names = re.findall(r"\{([a-z_]+)\}", template)
-            if not {"device_id", "device_code"} & set(names):
+            levels = template.split("/")
+            if any("{" in level and not re.fullmatch(r"\{[a-z_]+\}", level) for level in levels):
+                raise ValueError(f"templates whose names are whole levels; in {template!r} one is not")
+            if not {"{device_id}", "{device_code}"} & set(levels):
                 raise ValueError(f"templates with {{device_id}}; {template!r} has none")
         return value
 

@@ -16,6 +16,7 @@ from schema import Bad, Entry, Parsed, Reading, Reason, Rejection
 
 MAX_FIELDS = 64
 _CACHED = 200_000
+_LONGEST_CACHED = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,9 +169,10 @@ class Parser:
     def _known(self, entry: Entry) -> tuple[str, str]:
         """Device and sensor for a dead letter's header, as far as the entry tells them."""
         try:
-            pairs = zip(entry.fields[::2], entry.fields[1::2], strict=False)
-            topic = next((value for name, value in pairs if name == b"topic"), None)
-            return self._topic_names(topic) if topic else self._stream_names(entry.stream)
+            names = list(entry.fields[: 4 * MAX_FIELDS : 2])
+            if b"payload" not in names or b"value" in names or b"topic" not in names:
+                return self._stream_names(entry.stream)
+            return self._topic_names(entry.fields[2 * names.index(b"topic") + 1])
         except Bad:
             return "", ""
 
@@ -192,6 +194,8 @@ def _reading(device: str, member: Member, default_time: int, identity: bytes, la
 
 def _remember(cache: dict[bytes, tuple[str, str]], key: bytes, names: tuple[str, str]) -> None:
     """Keep names, within bounds: topics come from outside, and memory is bounded whatever the input."""
+    if len(key) > _LONGEST_CACHED:
+        return
     if len(cache) >= _CACHED:
         cache.clear()
     cache[key] = names

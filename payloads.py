@@ -8,6 +8,7 @@ so that one bad member never takes its neighbours with it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -90,17 +91,50 @@ def members(payload: bytes, sensor: str, formats: Sequence[Format] = FORMATS) ->
 
 def _decode(payload: bytes) -> object:
     try:
-        return _DECODER.decode(payload)
+        document = _DECODER.decode(payload)
     except RecursionError:
         raise Bad(Reason.PAYLOAD_NOT_JSON, "the payload is nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    # Many encoders write NaN and Infinity, which are not JSON. Python's reader takes them, so that
-    # only the member that holds one is rejected. It is not the first choice: it is several times slower.
+        return _decode_leniently(payload)
+    if payload.count(b'":') + payload.count(b'" :') > _names(document):
+        return _decode_leniently(payload)
+    return document
+
+
+def _names(document: object) -> int:
+    """Names of members, one level down: when the text has more, one may occur twice."""
+    if not isinstance(document, dict):
+        return 0
+    return len(document) + sum(len(inner) for inner in document.values() if isinstance(inner, dict))
+
+
+def _decode_leniently(payload: bytes) -> object:
+    """What the strict decoder refuses as a whole or answers in silence, told member by member.
+
+    Many encoders write NaN and Infinity, which are not JSON; numbers may be beyond a double; a name may
+    occur twice. Python's decoder is several times slower, so it is not the first choice.
+    """
     try:
-        return json.loads(values.text(payload, "payload"))
+        return json.loads(
+            values.text(payload, "payload"),
+            parse_float=_number,
+            parse_int=lambda digits: int(digits) if len(digits) < 400 else values.BEYOND,
+            object_pairs_hook=_object,
+        )
     except (ValueError, RecursionError):
         raise Bad(Reason.PAYLOAD_NOT_JSON, "the payload is not JSON", values.excerpt(payload)) from None
+
+
+def _number(digits: str) -> object:
+    number = float(digits)
+    return number if math.isfinite(number) else values.BEYOND
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        found[name] = values.REPEATED if name in found else value
+    return found
 
 
 def _time(document: dict[object, object]) -> object:
@@ -144,5 +178,5 @@ class Topics:
             found = pattern.fullmatch(topic)
             if found:
                 groups = found.groupdict()
-                return groups["device"], groups.get("sensor") or ""
+                return groups.get("device") or "", groups.get("sensor") or ""
         raise Bad(Reason.TOPIC_UNKNOWN, "no entry of TOPIC_TEMPLATES matches the topic", topic)

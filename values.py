@@ -5,6 +5,7 @@ Everything raises `schema.Bad` with its reason, and nothing else, whatever bytes
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from datetime import UTC, datetime, timedelta
@@ -17,16 +18,24 @@ from schema import Bad, Reason
 MAX_NAME = 100
 MAX_NUMBER = 400
 MAX_DEPTH = 32
+BEYOND = object()  # stands in a decoded document for a number that no double holds
+REPEATED = object()  # for the values of a name that occurs twice
 
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _HEXADECIMAL = re.compile(r"[+-]?0[xX][0-9a-fA-F]+")
+_SEPARATORS = frozenset(",' \u00a0\u202f")
+_SEPARATED = _SEPARATORS | frozenset("0123456789.+-")
+_UNDERSCORED = frozenset("0123456789._+-eE")
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?"
     r"(?:([Zz])|([+-])(\d\d):?(\d\d))?",
     re.ASCII,
 )
+# Unix time below the bound is in s, ms, µs, ns: what makes microseconds of it
+_UNITS = ((10**11, 1_000_000, 1), (10**14, 1000, 1), (10**17, 1, 1), (10**20, 1, 1000))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_LONG_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]{5}")  # numeric ends at 131,072 and 16,383 digits
 _UUID = re.compile(rb"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WORDS = {
     "undefined": (Reason.VALUE_UNDEFINED, "the value is the word 'undefined': a variable was not set"),
@@ -125,9 +134,11 @@ def _not_a_number(raw: bytes) -> Bad:
         return Bad(known[0], known[1], shown)
     if _HEXADECIMAL.fullmatch(word):
         return Bad(Reason.VALUE_HEXADECIMAL, "the value is hexadecimal; decimal is read", shown)
-    if re.fullmatch(r"[+-]?[0-9_.eE+-]*_[0-9_.eE+-]*", word):
+    # Sets, not patterns: a pattern with two stars takes quadratic time on what a device may send.
+    letters = set(word)
+    if "_" in letters and letters <= _UNDERSCORED:
         return Bad(Reason.VALUE_UNDERSCORE, "the number holds an underscore", shown)
-    if re.fullmatch(r"[+-]?[0-9.,' \u00a0\u202f]*[,' \u00a0\u202f][0-9.,' \u00a0\u202f]*", word):
+    if letters & _SEPARATORS and letters <= _SEPARATED:
         return Bad(
             Reason.VALUE_SEPARATOR,
             "the number holds a thousands separator or a decimal comma; only a point is read",
@@ -183,6 +194,10 @@ def member(value: object) -> tuple[float | None, str | None]:
         return None, state(value)
     if value is None:
         raise Bad(Reason.VALUE_NULL, "the value is null")
+    if value is BEYOND:
+        raise Bad(Reason.VALUE_OUT_OF_RANGE, "the number is beyond the range of a double")
+    if value is REPEATED:
+        raise Bad(Reason.DUPLICATE_FIELD, "the name occurs twice in the payload")
     kind = "an array" if isinstance(value, list) else "a nested object"
     raise Bad(Reason.VALUE_UNSUPPORTED, f"the value is {kind}; a number, boolean or string is read")
 
@@ -227,7 +242,7 @@ def _calendar(match: re.Match[str], raw: bytes) -> int:
     if leap:
         if micros % 86_400_000_000 != 86_399_000_000:
             raise _malformed(raw)
-        return micros + 1_000_000
+        micros += 1_000_000
     micros += int((fraction or "").ljust(6, "0")[:6])
     if micros < 0:
         raise _before_1970(raw)
@@ -246,13 +261,9 @@ def unix_time(digits: str | float) -> int:
         raise _malformed(shown)
     if value < 0:
         raise _before_1970(shown)
-    for bound, multiplier, divisor in (
-        (1e11, 1_000_000, 1),
-        (1e14, 1000, 1),
-        (1e17, 1, 1),
-        (1e20, 1, 1000),
-    ):
-        if value < bound:
+    size = value if whole is None else whole  # a double would round 99999999999999999 up into the next unit
+    for bound, multiplier, divisor in _UNITS:
+        if size < bound:
             if whole is not None:
                 return whole * multiplier // divisor
             return round(value * multiplier / divisor)
@@ -303,7 +314,15 @@ def metadata(raw: bytes, max_bytes: int) -> bytes:
     if not isinstance(decoded, dict):
         raise Bad(Reason.METADATA_NOT_OBJECT, "the metadata is not a JSON object", excerpt(raw))
     _check_tree(decoded, raw)
+    if _LONG_EXPONENT.search(raw):  # perhaps in a string, such as a serial number: look properly
+        json.loads(raw, parse_float=_check_exponent)
     return raw
+
+
+def _check_exponent(digits: str) -> float:
+    if abs(int(digits.lower().partition("e")[2] or 0)) > 9999:
+        raise Bad(Reason.METADATA_NOT_JSON, "the metadata holds a number that jsonb cannot hold", digits)
+    return 0.0
 
 
 def _check_tree(root: object, raw: bytes) -> None:
