@@ -27,6 +27,7 @@ NUMBERS = st.builds(
     timestamp_us=st.integers(0, 4_000_000_000_000_000),
     message_id=st.binary(min_size=16, max_size=16),
     value=st.floats(allow_nan=False, allow_infinity=False),
+    value_text=st.none(),
     metadata=st.one_of(st.none(), st.just(b'{"a":1}')),
 )
 READINGS = st.one_of(
