@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -238,10 +239,20 @@ def stop_on_signals(service: DatabaseWriterService) -> None:
 
 
 def worker(settings: Settings) -> int:
-    """Run one worker until a signal ends it."""
+    """Run one worker until a signal ends it, status 0, or a bug does, status 1."""
     service = DatabaseWriterService(settings)
     stop_on_signals(service)
-    service.run()
+    try:
+        service.run()
+    except (ConfigError, SchemaMismatch):
+        raise
+    except Exception as bug:  # noqa: BLE001  the outermost: a bug ends the process, and is told
+        # Where, not what: the message of an error may quote what a device has sent.
+        where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(bug.__traceback__)]
+        structlog.get_logger().critical(
+            "worker_crashed", error=type(bug).__name__, where=where[-8:], left="pending"
+        )
+        return 1
     return 0
 
 

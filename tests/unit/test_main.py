@@ -1,0 +1,56 @@
+"""The command line and the end of a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+import config
+import main
+from main import DatabaseWriterService
+
+URL = "postgresql://me:hunter2@127.0.0.1:1/none"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[None]:
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    yield
+    structlog.reset_defaults()
+
+
+def test_a_bug_ends_the_worker_with_status_1_and_is_told_without_any_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(_self: DatabaseWriterService) -> None:
+        raise ValueError("room 7, 21.5 degrees")
+
+    monkeypatch.setattr(DatabaseWriterService, "run", run)
+    monkeypatch.setattr(main, "stop_on_signals", lambda _service: None)
+    with capture_logs() as logs:
+        assert main.worker(config.load()) == 1
+    (told,) = logs
+    assert (told["event"], told["error"], told["left"]) == ("worker_crashed", "ValueError", "pending")
+    assert "test_main.py:" in told["where"][-1]
+    assert "21.5" not in str(told)
+
+
+def test_a_wrong_setting_ends_with_status_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BATCH_SIZE", "many")
+    assert main.main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sluice: BATCH_SIZE is 'many'; it takes ")
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_command_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["nonsense"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
