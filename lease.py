@@ -35,6 +35,7 @@ class Lease:
         self._mine = json.dumps(
             {
                 "host": socket.gethostname(),
+                "place": _place(),
                 "pid": os.getpid(),
                 "started": _started(os.getpid()),
                 "token": token,
@@ -78,12 +79,24 @@ class Lease:
 
 
 def _is_gone(holder: str) -> bool:
-    """Whether the holder is a process of this very host that no longer runs: no need to wait then."""
+    """Whether the holder is a process of this very place that no longer runs: no need to wait then."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         known = json.loads(holder)
-        if known["host"] == socket.gethostname():
+        if known["place"] == _place():
             return bool(_started(int(known["pid"])) != known["started"])
     return False
+
+
+def _place() -> str:
+    """Where process ids mean the same: this boot of this kernel, and this namespace of ids.
+
+    A host's name is not enough: containers may share it, and cloned machines are all called localhost.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return socket.gethostname()
 
 
 def _started(pid: int) -> str:

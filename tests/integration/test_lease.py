@@ -168,7 +168,7 @@ def test_a_number_that_another_process_has_been_given_since_is_not_taken_for_the
 
 
 def test_a_holder_on_another_host_is_waited_for(client: redis.Redis, holder: Holder) -> None:
-    elsewhere = {**held_by(client), "host": "elsewhere.invalid", "pid": 2**22 + 1}
+    elsewhere = {**held_by(client), "host": "elsewhere.invalid", "place": "another boot", "pid": 2**22 + 1}
     client.set(KEY, json.dumps(elsewhere), px=15_000)
     with pytest.raises(NameTaken, match=r"on elsewhere\.invalid"):
         Lease(client, KEY, "mine").renew()
