@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -23,6 +25,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from redis.connection import parse_url
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,51}")
 _SECRETS = ("redis_url", "redis_username", "redis_password", "database_url")
@@ -83,7 +86,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True, env_ignore_empty=True
+        env_file=(Path(__file__).parent / ".env", ".env"),
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        allow_inf_nan=False,
     )
 
     # Redis
@@ -139,7 +147,7 @@ class Settings(BaseSettings):
     )
     batch_size: int = Field(5000, ge=1, le=100_000, description="most readings in one transaction")
     batch_timeout_sec: float = Field(1.0, gt=0, le=60, description="longest block on an idle read")
-    processing_interval_sec: float = Field(0.0, ge=0, le=3600, description="pause after each batch")
+    processing_interval_sec: float = Field(0.0, ge=0, le=10, description="pause after each batch")
     max_deliveries: int = Field(
         5, ge=1, le=1000, description="deliveries after which an entry is tried alone"
     )
@@ -212,6 +220,12 @@ class Settings(BaseSettings):
         scheme, separator, rest = value.get_secret_value().partition("://")
         if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
             raise ValueError("an address such as postgresql://user:password@host:5432/database")
+        try:
+            port = conninfo_to_dict(f"postgresql://{rest}").get("port")
+        except ProgrammingError:
+            raise ValueError("an address that libpq understands; a part or an option is not one") from None
+        if port and not all(part.isdigit() for part in str(port).split(",")):
+            raise ValueError("an address whose port is a number")
         return SecretStr(f"postgresql://{rest}")
 
     @field_validator("redis_url")
@@ -219,6 +233,11 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("an address that starts with redis://, rediss:// or unix://")
+        try:
+            if value:
+                parse_url(value.get_secret_value())  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise ValueError("an address whose port, database and options are well formed") from None
         return value
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ import schema_check
 from database import BoundedConnection
 from metrics import Stats
 from partitions import Partitions
-from retry import Patience, StopFlag
+from retry import Patience, StopFlag, describe
 from schema import DAY_US, Batch, Outcome, Reading, Reason, Rejection, RowFate, days_of, decide
 from staging import Answer, copy_rows, merge_rows
 
@@ -69,7 +69,7 @@ class DatabaseWriter:
         self._on_outage = on_outage
         self._clock = clock
         self._patience = Patience("postgresql", database.is_world, stop, stats)
-        self._partitions = Partitions(options.table, options.timeout_sec)
+        self._partitions = Partitions(options.table, options.timeout_sec, stop.overdue)
         self._connection: BoundedConnection | None = None
         self._next_upkeep = 0.0
 
@@ -107,7 +107,7 @@ class DatabaseWriter:
         self._next_upkeep = self._clock() + UPKEEP_SEC
         today = self._now().date()
         days = partitions.ahead(today, self._options.partitions_ahead_days)
-        self._patience.call(lambda: self._partitions.ensure(self._connected(), days), self._failed)
+        self._patience.call(lambda: self._ensure_partitions(self._connected(), days), self._failed)
         if self._options.retention_days:
             oldest = today - timedelta(days=self._options.retention_days)
             try:
@@ -137,8 +137,7 @@ class DatabaseWriter:
         def attempt() -> list[Answer]:
             connection = self._connected()
             try:
-                if not self._options.enable_timescale:
-                    self._partitions.ensure(connection, days_of(readings))
+                self._ensure_partitions(connection, days_of(readings))
                 database.begin(connection, self._options.timeout_sec, self._stop.overdue)
                 if staged or failures:
                     self._stats.batches_staged += 1
@@ -161,8 +160,19 @@ class DatabaseWriter:
             failures += 1
             self._failed()
 
-        fates = self._patience.call(attempt, failed)
+        fates = self._patience.call(attempt, failed, in_hand=True)
         return fates, failures > 0
+
+    def _ensure_partitions(self, connection: BoundedConnection, days: set[int]) -> None:
+        """On plain PostgreSQL. What goes wrong here is never a row's fault: it is waited out, and told."""
+        if self._options.enable_timescale:
+            return
+        try:
+            self._partitions.ensure(connection, days)
+        except psycopg.Error as error:
+            if database.is_world(error):
+                raise
+            raise psycopg.OperationalError(f"no partition could be made: {describe(error)}") from error
 
     def _failed(self) -> None:
         self._disconnect()

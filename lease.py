@@ -44,12 +44,14 @@ class Lease:
         self._take = client.register_script(redis_scripts.LEASE)
         self._give = client.register_script(redis_scripts.RELEASE)
         self._waiting_for: str | None = None
+        self.held = False
 
     def renew(self) -> None:
         """Take or keep the lease. Raises `NameTaken` while another process holds it."""
         holder = self._attempt("")
         if holder and _is_gone(holder):
             holder = self._attempt(holder)
+        self.held = not holder
         if holder:
             raise NameTaken(_describe(holder))
         if self._waiting_for:

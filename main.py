@@ -17,9 +17,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import FrameType
 
-import psycopg
-import redis
-import structlog
+try:
+    import psycopg
+    import redis
+    import structlog
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"sluice: the package {missing.name} is missing for {sys.executable}; "
+        'see "With your own servers" in README.md'
+    ) from None
 
 import config
 import database
@@ -67,7 +73,7 @@ class DatabaseWriterService:
             self._stop,
             self._stats,
             now=lambda: datetime.now(UTC),
-            on_outage=self._reader.excuse,
+            on_outage=self._reader.during_outage,
         )
 
     def run(self) -> None:
@@ -85,10 +91,12 @@ class DatabaseWriterService:
                     self._reader.settle(outcome)  # dead-letter, acknowledge, count: one step
                     self._log_batch(outcome, redelivered, time.monotonic() - began)
                     self._stop.pause(self._settings.processing_interval_sec)
-                self._writer.upkeep()
-                self._reader.upkeep()
+                if not self._stop.is_set():
+                    self._writer.upkeep()
+                    self._reader.upkeep()
         except Stopping as stopping:
-            structlog.get_logger().warning("stopped_in_outage", left="pending", error=describe(stopping))
+            left = "pending" if stopping.in_hand else "nothing"
+            structlog.get_logger().warning("stopped_in_outage", left=left, error=describe(stopping))
         finally:
             self._close()
 
@@ -141,8 +149,8 @@ class DatabaseWriterService:
         """An evicting Redis deletes unread streams without a word; better not to start."""
         try:
             policy = self._reader.eviction_policy()
-        except redis.AuthenticationError as error:
-            raise ConfigError(f"REDIS_PASSWORD or REDIS_URL: the server refused it: {error}") from None
+        except (redis.AuthenticationError, redis.ResponseError) as error:
+            raise ConfigError(f"the Redis that REDIS_… names refused the connection: {error}") from None
         if policy.startswith("allkeys-") and not self._settings.redis_allow_eviction:
             raise ConfigError(
                 f"Redis runs with maxmemory-policy {policy}, which deletes unread streams when memory is "

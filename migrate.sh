@@ -5,4 +5,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python="$here/.venv/bin/python"
 [ -x "$python" ] || python=$(command -v python3 || command -v python)
 cd "$here"
+if ! "$python" -c 'import alembic, psycopg, pydantic_settings' 2>/dev/null; then
+    echo "migrate: packages are missing for $python; see \"With your own servers\" in README.md" >&2
+    exit 2
+fi
 exec "$python" -m ops.migrate "$@"

@@ -6,6 +6,7 @@ EXCLUSIVE on the table, which COPY does not mind), and detached CONCURRENTLY bef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 import psycopg
@@ -80,9 +81,10 @@ _DROP = sql.SQL("drop table if exists {partition}")
 class Partitions:
     """The partitions of one table, remembered so that a batch whose days are known asks nothing."""
 
-    def __init__(self, table: str, timeout_sec: float) -> None:
+    def __init__(self, table: str, timeout_sec: float, overdue: Callable[[], bool] = lambda: False) -> None:
         self._table = table
         self._timeout_sec = timeout_sec
+        self._overdue = overdue
         self._known: set[int] | None = None
 
     def forget(self) -> None:
@@ -94,7 +96,7 @@ class Partitions:
         if self._known is not None and days <= self._known:
             return
         if self._known is None:
-            database.begin(connection, self._timeout_sec)
+            database.begin(connection, self._timeout_sec, self._overdue)
             self._known = self.days(connection)
             connection.commit()
         missing = days - self._known
@@ -102,18 +104,20 @@ class Partitions:
             self._make(connection, missing)
 
     def _make(self, connection: BoundedConnection, missing: set[int]) -> None:
-        database.start_clock(connection, self._timeout_sec)
-        connection.autocommit = True
-        connection.execute(
-            _MAKE.format(
-                table=sql.Literal(sql.Identifier(self._table).as_string(None)),
-                prefix=sql.Literal(f"{self._table}_p"),
-                days=sql.Literal([(_EPOCH + timedelta(days=day)).isoformat() for day in sorted(missing)]),
-                lock_class=sql.Literal(_LOCK_CLASS),
-                lock_timeout=sql.Literal(str(int(self._timeout_sec * 500))),
-            )
+        database.start_clock(connection, self._timeout_sec, self._overdue)
+        statement = _MAKE.format(
+            table=sql.Literal(sql.Identifier(self._table).as_string(None)),
+            prefix=sql.Literal(f"{self._table}_p"),
+            days=sql.Literal([(_EPOCH + timedelta(days=day)).isoformat() for day in sorted(missing)]),
+            lock_class=sql.Literal(_LOCK_CLASS),
+            lock_timeout=sql.Literal(str(int(self._timeout_sec * 500))),
         )
-        connection.autocommit = False
+        connection.autocommit = True
+        try:
+            connection.execute(statement)
+        finally:
+            if not connection.closed:
+                connection.autocommit = False
         self._known = (self._known or set()) | missing
         structlog.get_logger().info("partitions_made", partitions=len(missing))
 

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 import redis_scripts
 from metrics import Stats
-from redis_client import CHUNK, chunks, execute, is_world
+from redis_client import CHUNK, chunks, execute, is_gone
 from redis_scripts import Keys
 from schema import Entry, Fate, Reason, Rejection, Settled
 from settlement import Settler
@@ -62,16 +62,17 @@ class Recovery:
 
     def next(self, budget: int) -> list[Entry]:
         """At most `budget` entries, or none when nothing is due. They are settled before the next call."""
+        self.excuse()  # a try whose outcome never came here: Redis failed, not the entry
         if self._own_wanted:
             self._own = dict.fromkeys(self._streams.keys, b"0")
             self._own_wanted = False
-        while self._own:
+        while self._own and len(self._suspects) < max(1, budget):
             entries = self._without_suspects(self._read_own(budget))
             if entries:
                 return entries
-        if self._clock() >= self._next_sweep:
+        if not self._sweep and self._clock() >= self._next_sweep:
             self._plan_sweep()
-        while self._sweep:
+        while self._sweep and len(self._suspects) < max(1, budget):
             entries = self._without_suspects(self._claim_next(budget))
             if entries:
                 self._stats.messages_claimed += len(entries)
@@ -120,7 +121,7 @@ class Recovery:
         try:
             following, raw, gone = self._claim(keys=[stream, self._keys.ledger], args=args)
         except ResponseError as error:
-            if is_world(error):
+            if not is_gone(error):
                 raise
             self._streams.heal([stream])
             return []
@@ -140,10 +141,14 @@ class Recovery:
             for stream, raw in found:
                 most = 2 * len(raw) + len(self._suspects)
                 execute(pipe, "XPENDING", stream, self._group, raw[0][0], raw[-1][0], most, self._consumer)
-            counts = pipe.execute()
+            counts = pipe.execute(raise_on_error=False)
         entries: list[Entry] = []
         trimmed: list[Settled] = []
         for (stream, raw), pending in zip(found, counts, strict=True):
+            if isinstance(pending, ResponseError) and is_gone(pending):
+                continue  # the group went meanwhile: what is still in the stream is read again
+            if isinstance(pending, Exception):
+                raise pending
             deliveries = {entry_id: delivered for entry_id, _, _, delivered in pending}
             for entry_id, fields in raw:
                 entry = Entry(stream, entry_id, fields or (), deliveries.get(entry_id, 2))
@@ -176,9 +181,10 @@ class Recovery:
         while self._suspects:
             entry = self._suspects.pop(next(iter(self._suspects)))
             name = entry.stream + b"|" + entry.id
+            self._alone = name  # before the call: its reply may be lost, and then the try does not count
             if self._try_alone(keys=[self._keys.alone], args=[name]) <= ALONE_TRIES:
-                self._alone = name
                 return [entry]
+            self._alone = None
             sentence = f"delivered {entry.deliveries} times, and it ended the worker when tried alone"
             self._settler.settle([Settled(entry, Fate.DEAD_LETTERED, Rejection(Reason.POISON, sentence))])
             execute(self._client, "HDEL", self._keys.alone, name)

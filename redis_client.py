@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ def connect(url: str, timeout_sec: float, name: str = "sluice") -> redis.Redis:
         socket_timeout=timeout_sec,
         **over_tcp,
         retry=Retry(NoBackoff(), 0),
-        client_name=name.replace(" ", "-"),
+        client_name=re.sub(r"[^!-~]", "-", name),  # all that CLIENT SETNAME takes,
     )
     for command in _RAW:
         client.set_response_callback(command, lambda reply, **_: reply)
@@ -58,6 +59,13 @@ def is_world(error: BaseException) -> bool:
 def is_wrong_type(error: BaseException) -> bool:
     """Whether a key that should be ours, or a stream, holds something else."""
     return isinstance(error, redis.exceptions.ResponseError) and message(error).startswith("WRONGTYPE")
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether a stream or its group is not there any more, or is something else now."""
+    return isinstance(error, redis.exceptions.ResponseError) and message(error).startswith(
+        ("NOGROUP", "WRONGTYPE")
+    )
 
 
 def message(error: BaseException) -> str:

@@ -123,7 +123,10 @@ class RedisReader:
             self._stop,
             self._stats,
         )
-        info = patience.call(lambda: self._client.info("memory"))
+        try:
+            info = patience.call(lambda: self._client.info("memory"))
+        except redis.exceptions.NoPermissionError:
+            return ""
         return str(info.get("maxmemory_policy", ""))
 
     def start(self) -> bool:
@@ -155,17 +158,21 @@ class RedisReader:
         self._stats.messages_read += len(entries)
         return entries
 
-    def excuse(self) -> None:
-        """The world failed, not the entry that is being tried alone: this try does not count."""
-        self._patience.call(self._recovery.excuse)
+    def during_outage(self) -> None:
+        """The database failed an attempt. An entry that is being tried alone is not to blame: this try does
+        not count. And this worker still lives: it keeps its name.
+        """
+        self._patience.call(self._recovery.excuse, in_hand=True)
+        if self._clock() >= self._next_lease:
+            self._patience.call(self._keep_name, in_hand=True)
 
     def settle(self, outcome: Outcome) -> None:
         """Acknowledge and dead-letter what is safe in the database, and count it in the ledger.
 
         Idempotent: what somebody else settled meanwhile is neither acknowledged nor counted again.
         """
-        self._patience.call(lambda: self._settler.settle(outcome.settled))
-        self.excuse()
+        self._patience.call(lambda: self._settler.settle(outcome.settled), in_hand=True)
+        self._patience.call(self._recovery.excuse, in_hand=True)
         self._stats.batches_processed += 1
         self._stats.readings_written += outcome.readings_stored
         self._stats.readings_duplicate += outcome.readings_duplicate
@@ -187,7 +194,8 @@ class RedisReader:
     def close(self) -> None:
         """Give the name back. Pending entries stay for whoever takes it over."""
         try:
-            self._lease.release()
+            if self._lease.held:
+                self._lease.release()
         except redis.RedisError as error:
             structlog.get_logger().warning("consumer_name_not_released", error=type(error).__name__)
         self._client.close()

@@ -21,6 +21,10 @@ SETTLE = (
     _FLAGS
     + """
 local ledger, dead, group = KEYS[1], KEYS[2], ARGV[1]
+redis.call('HLEN', ledger)  -- a ledger of another type is refused before anything is let go
+local function gone(reply)
+    return string.find(reply.err, 'NOGROUP') or string.find(reply.err, 'WRONGTYPE')
+end
 local counts, order = {}, {}
 local function count(fate, stream, n)
     if n == 0 then return end
@@ -33,11 +37,16 @@ while i <= #ARGV do
     if ARGV[i] == 'A' then
         local fate, stream, n = ARGV[i + 1], KEYS[tonumber(ARGV[i + 2])], tonumber(ARGV[i + 3])
         local acked = redis.pcall('XACK', stream, group, unpack(ARGV, i + 4, i + 3 + n))
-        if type(acked) == 'number' then count(fate, stream, acked) end
+        if type(acked) == 'number' then
+            count(fate, stream, acked)
+        elseif not gone(acked) then
+            return acked
+        end
         i = i + 4 + n
     else
         local stream, id, n = KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2], tonumber(ARGV[i + 3])
         local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
+        if pending.err and not gone(pending) then return pending end
         if not pending.err and #pending > 0 then
             redis.call('XADD', dead, '*', unpack(ARGV, i + 4, i + 3 + n))
             count('dead_lettered', stream, redis.call('XACK', stream, group, id))
@@ -62,6 +71,7 @@ SETTLE_WIDE = (
     _FLAGS
     + """
 local dead, stream, id = KEYS[1], KEYS[2], ARGV[2]
+redis.call('HLEN', KEYS[3])
 local newest = redis.call('XREVRANGE', dead, '+', '-', 'COUNT', 1)[1]
 if not newest or newest[2][2] ~= stream or newest[2][4] ~= id then
     return redis.error_reply('ERR the dead letter was not added')
@@ -116,6 +126,7 @@ return 1
 CLAIM = (
     _FLAGS
     + """
+redis.call('HLEN', KEYS[2])
 local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
 local gone = reply[3] and #reply[3] or 0
 if gone > 0 then redis.call('HINCRBY', KEYS[2], 'trimmed:' .. KEYS[1], gone) end

@@ -23,7 +23,11 @@ REACTION_SEC = 0.05  # how soon a pause notices a stop
 
 
 class Stopping(Exception):
-    """Shutdown was asked for and the time for it ran out in an outage. What was in hand stays pending."""
+    """Shutdown was asked for in an outage. What was in hand, if anything, stays pending."""
+
+    def __init__(self, message: str, *, in_hand: bool) -> None:
+        super().__init__(message)
+        self.in_hand = in_hand
 
 
 class StopFlag:
@@ -58,7 +62,7 @@ class StopFlag:
     def wait(self, seconds: float) -> None:
         """Pause between two attempts, also once a stop was asked for: then short."""
         if self.is_set():
-            sleep(min(seconds, REACTION_SEC))
+            sleep(min(seconds, 1.0))
         else:
             self.pause(seconds)
 
@@ -123,7 +127,7 @@ class Patience:
     """Calls something until it succeeds: capped exponential backoff with full jitter between attempts.
 
     `errors` are the exceptions of a bad world; every other one is a bug and passes. `on_error` runs
-    after each failed attempt, to throw away a connection. Raises `Stopping` when shutdown cannot wait.
+    after each failed attempt, to throw away a connection.
     """
 
     def __init__(
@@ -142,26 +146,32 @@ class Patience:
         self._rng = rng or random.Random()
         self._world = errors if not isinstance(errors, tuple) else lambda error: isinstance(error, errors)
 
-    def call(self, attempt: Callable[[], T], on_error: Callable[[], None] = lambda: None) -> T:
+    def call(
+        self, attempt: Callable[[], T], on_error: Callable[[], None] = lambda: None, in_hand: bool = False
+    ) -> T:
+        """`attempt`'s answer. Raises `Stopping` at a stop: at once, or, with something in hand that is
+        worth waiting for, when the time to finish is used up.
+        """
+
         def failed(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             self._stats.errors += 1
-            on_error()
             if error is not None:
                 self.outage.failed(error, stopping=self._stop.is_set())
+            on_error()
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._world),
             wait=self._backoff,
             sleep=self._stop.wait,
-            stop=lambda _: self._stop.overdue(),
+            stop=lambda _: self._stop.overdue() if in_hand else self._stop.is_set(),
             after=failed,
             retry_error_cls=_GaveUp,
         )
         try:
             result = retrying(attempt)
         except _GaveUp as gave_up:
-            raise Stopping(str(gave_up.last_attempt.exception())) from gave_up
+            raise Stopping(str(gave_up.last_attempt.exception()), in_hand=in_hand) from gave_up
         self.outage.over()
         return result
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from psycopg import sql
 
 import database
 import rows
 from database import BoundedConnection
-from schema import Reading, Reason, Rejection, RowFate
+from schema import Reading, Reason, Rejection, RowFate, days_of
 
 Answer = RowFate | Rejection
+
+
+class RowsMissing(Exception):
+    """The database took rows and does not have them. A bug, or a trigger: the entries stay pending."""
+
 
 _COPY = sql.SQL("copy {table} ({columns}) from stdin (format binary)")
 _STAGE = sql.SQL(
@@ -32,12 +37,13 @@ _MERGE = sql.SQL(
     returning device_id, sensor_type, (extract(epoch from "timestamp") * 1000000)::bigint, message_id
     """
 )
+_DAYS = sql.SQL('(t."timestamp" >= {low} and t."timestamp" < {high})')
 # Asked in a statement of its own: it must see rows that another worker committed during the insert.
 _CONFLICTS = sql.SQL(
     """
-    select s.n from sluice_staging s join {table} t using (device_id, sensor_type, "timestamp", message_id)
-    where s.n = any(%(ordinals)s) and t."timestamp" between %(first)s and %(last)s
-      and (t.value is distinct from s.value or t.value_text is distinct from s.value_text)
+    select s.n, t.value is distinct from s.value or t.value_text is distinct from s.value_text
+    from sluice_staging s join {table} t using (device_id, sensor_type, "timestamp", message_id)
+    where s.n = any(%(ordinals)s) and ({within})
     """
 )
 
@@ -45,8 +51,13 @@ _CONFLICTS = sql.SQL(
 def copy_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> list[Answer]:
     """COPY `readings`, sorted by key, into the table. All or nothing. Raises psycopg errors."""
     data = rows.encode(readings)
-    with connection.cursor() as cursor, cursor.copy(_fill(_COPY, table, rows.COLUMNS)) as copy:
-        copy.write(data)
+    with connection.cursor() as cursor:
+        with cursor.copy(_fill(_COPY, table, rows.COLUMNS)) as copy:
+            copy.write(data)
+        if cursor.rowcount != len(readings):
+            raise RowsMissing(
+                f"the table took {cursor.rowcount} of {len(readings)} rows; is there a trigger?"
+            )
     return [RowFate.STORED] * len(readings)
 
 
@@ -71,14 +82,30 @@ def merge_rows(connection: BoundedConnection, table: str, readings: Sequence[Rea
                 there.append(n)
         conflicts: set[int] = set()
         if there:
-            times = [readings[n].timestamp_us for n in there]
-            bounds = {"first": _moment(min(times)), "last": _moment(max(times))}
-            cursor.execute(_fill(_CONFLICTS, table), {"ordinals": there, **bounds})
-            conflicts = {n for (n,) in cursor}
+            within = _within(days_of(readings[n] for n in there))
+            query = _CONFLICTS.format(table=sql.Identifier(table), within=within)
+            found = dict(cursor.execute(query, {"ordinals": there}).fetchall())
+            if len(found) != len(there):
+                raise RowsMissing(f"the table holds {len(found)} of {len(there)} rows that did not go in")
+            conflicts = {n for n, differs in found.items() if differs}
     fates: list[Answer] = [RowFate.STORED] * len(readings)
     for n in there:
         fates[n] = conflict(readings[n]) if n in conflicts else RowFate.DUPLICATE
     return fates
+
+
+def _within(days: set[int]) -> sql.Composable:
+    """These days as ranges of time, so that no partition or chunk between them is opened or locked."""
+    ranges: list[list[int]] = []
+    for day in sorted(days):
+        if ranges and ranges[-1][1] == day:
+            ranges[-1][1] = day + 1
+        else:
+            ranges.append([day, day + 1])
+    return sql.SQL(" or ").join(
+        _DAYS.format(low=sql.Literal(_midnight(low)), high=sql.Literal(_midnight(high)))
+        for low, high in ranges
+    )
 
 
 def conflict(reading: Reading) -> Rejection:
@@ -96,7 +123,5 @@ def _fill(template: sql.SQL, table: str, columns: tuple[str, ...] = ()) -> sql.C
     return template.format(table=sql.Identifier(table), columns=database.identifiers(columns))
 
 
-def _moment(micros: int) -> str:
-    """A time for PostgreSQL, exact to the microsecond."""
-    seconds, rest = divmod(micros, 1_000_000)
-    return f"{datetime(1970, 1, 1) + timedelta(seconds=seconds)}.{rest:06d}+00"  # noqa: DTZ001
+def _midnight(day: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).isoformat()

@@ -320,7 +320,7 @@ def metadata(raw: bytes, max_bytes: int) -> bytes:
 
 
 def _check_exponent(digits: str) -> float:
-    if abs(int(digits.lower().partition("e")[2] or 0)) > 9999:
+    if len(digits.lower().partition("e")[2].lstrip("+-").lstrip("0")) > 4:
         raise Bad(Reason.METADATA_NOT_JSON, "the metadata holds a number that jsonb cannot hold", digits)
     return 0.0
 

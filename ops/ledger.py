@@ -40,6 +40,7 @@ class Books:
     pending: int = 0
     trimmed_unread: int = 0
     counted: bool = True
+    grouped: bool = True
 
     @property
     def settled(self) -> int:
@@ -54,7 +55,7 @@ class Books:
         sums = {
             field.name: getattr(self, field.name) + getattr(other, field.name)
             for field in fields(Books)
-            if field.name != "counted"
+            if field.type != "bool"
         }
         return Books(**sums, counted=self.counted and other.counted)
 
@@ -66,6 +67,11 @@ class Ledger:
     streams: dict[bytes, Books]
     closed: dict[str, int]
     dead_letters: int
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any stream has the group."""
+        return any(books.read or books.grouped for books in self.streams.values())
 
     @property
     def total(self) -> Books:
@@ -123,8 +129,8 @@ def _books(
     added, length = int(info[b"entries-added"]), int(info[b"length"])
     mine = _group(groups, group)
     if mine is None:
-        return Books(added=added, unread=length)
-    numbers = {fate: int(n or 0) for fate, n in zip(FATES, counts, strict=False)}
+        return Books(added=added, unread=length, grouped=False)
+    numbers: dict[str, Any] = {fate: int(n or 0) for fate, n in zip(FATES, counts, strict=False)}
     base = int(counts[-1] or 0)
     position = mine[b"entries-read"]
     counted = position is not None

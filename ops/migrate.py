@@ -18,9 +18,12 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 import config
+import database
 import models
+import schema_check
 from alembic import command
 from config import ConfigError, Settings
+from schema_check import SchemaMismatch
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = """usage: ./migrate.sh COMMAND
@@ -50,8 +53,25 @@ def alembic_config(settings: Settings) -> Config:
 
 
 def upgrade(settings: Settings, revision: str = "head") -> None:
+    """Raises: `SchemaMismatch` where the newest revision is reached and a worker would refuse it still."""
     command.upgrade(alembic_config(settings), revision)
     _say_where(settings)
+    mismatch = _mismatch(settings) if revision == "head" else None
+    if mismatch:
+        raise SchemaMismatch(mismatch)
+
+
+def _mismatch(settings: Settings) -> str | None:
+    """What a worker with these settings would refuse: another kind of table, another name."""
+    if ScriptDirectory.from_config(alembic_config(settings)).get_current_head() != models.REVISIONS[-1]:
+        return None  # a migration is being written: workers do not know it yet
+    with database.connect(settings.database_url.get_secret_value(), timeout_sec=30) as connection:
+        found = schema_check.look(connection, settings.table_name)
+    try:
+        schema_check.check(found, settings.table_name, enable_timescale=settings.enable_timescale)
+    except SchemaMismatch as error:
+        return str(error)
+    return None
 
 
 def downgrade(settings: Settings, target: str = "1") -> None:
@@ -81,6 +101,7 @@ def check(settings: Settings) -> list[str]:
     head = ScriptDirectory.from_config(alembic_config(settings)).get_current_head()
     engine = sa.create_engine(settings.sqlalchemy_url(), poolclass=sa.NullPool)
     metadata = models.metadata_for(settings.table_name)
+    problems: list[str] = []
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
@@ -94,12 +115,12 @@ def check(settings: Settings) -> list[str]:
         if found != (head,):
             shown = ", ".join(found) or "no revision"
             return [f"the database is at {shown}, the newest is {head}; run ./migrate.sh upgrade"]
-        differences = [
-            f"models.py and the database differ: {diff}" for diff in compare_metadata(context, metadata)
-        ]
-        if not sa.inspect(connection).has_table(settings.table_name):
-            return differences
-        return differences + _key_drift(connection, settings.table_name)
+        if sa.inspect(connection).has_table(settings.table_name):
+            differences = compare_metadata(context, metadata)
+            problems = [f"models.py and the database differ: {difference}" for difference in differences]
+            problems += _key_drift(connection, settings.table_name)
+    mismatch = _mismatch(settings)
+    return [mismatch, *problems] if mismatch else problems
 
 
 def _key_drift(connection: sa.Connection, table: str) -> list[str]:
@@ -137,6 +158,9 @@ COMMANDS: dict[str, tuple[range, Callable[..., None]]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return 0
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if name not in COMMANDS or len(rest) not in COMMANDS[name][0]:
         print(USAGE, file=sys.stderr, end="")
@@ -147,7 +171,7 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"migrate: {error}", file=sys.stderr)
         return 2
-    except CommandError as error:
+    except (CommandError, SchemaMismatch) as error:
         print(f"migrate: {error}", file=sys.stderr)
         return 1
     except sa.exc.DBAPIError as error:

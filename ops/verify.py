@@ -24,6 +24,7 @@ from config import Settings
 from database import BoundedConnection
 from ops.ledger import Ledger, read_ledger
 from redis_scripts import Keys
+from retry import describe
 from schema_check import Found, SchemaMismatch, TableKind
 
 
@@ -43,7 +44,9 @@ _POLICIES = """
 _ELSEWHERE = (
     "entries that something else deleted before they were read, and the group has passed, count here"
 )
-_NEWEST = sql.SQL('select max("timestamp") from {table} where "timestamp" > now() - interval \'2 days\'')
+_NEWEST = sql.SQL(
+    """select max("timestamp") from {table} where "timestamp" between now() - interval '2 days' and now()"""
+)
 
 
 def main(settings: Settings, *, as_json: bool) -> int:
@@ -60,13 +63,13 @@ def main(settings: Settings, *, as_json: bool) -> int:
             )
             checks += redis_checks(client, settings, ledger)
     except redis.RedisError as error:
-        checks.append(Check("redis", False, f"not reached: {error}"))
+        checks.append(Check("redis", False, f"not usable: {describe(error)}"))
     try:
         url = settings.database_url.get_secret_value()
         with database.connect(url, timeout_sec=30) as connection:
             checks += database_checks(connection, settings)
     except psycopg.Error as error:
-        checks.append(Check("database", False, f"not reached: {type(error).__name__}"))
+        checks.append(Check("database", False, f"not usable: {describe(error)}"))
     print(_as_json(ledger, checks) if as_json else _as_text(settings, ledger, checks))
     return 1 if any(check.ok is False for check in checks) else 0
 
@@ -80,6 +83,8 @@ def redis_checks(client: redis.Redis, settings: Settings, ledger: Ledger) -> Ite
         yield Check("ledger", False, f"{count} entries read are not accounted for ({worst}); {_ELSEWHERE}")
     else:
         yield Check("ledger", True, f"all {total.read} entries read are accounted for")
+    if ledger.streams and not ledger.grouped:
+        yield Check("group", None, f"no stream has the group {settings.consumer_group_name!r} yet")
     if total.trimmed or total.trimmed_unread:
         yield Check(
             "trimmed",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import io
 import os
 import shlex
 import signal
@@ -42,7 +43,8 @@ _NEWEST = sql.SQL(
     """
     select device_id, sensor_type, coalesce(value::text, value_text),
            extract(epoch from now() - "timestamp")::float8
-    from {table} where "timestamp" > now() - interval '1 minute' order by "timestamp" desc limit 8
+    from {table} where "timestamp" > now() - interval '1 minute' and "timestamp" <= now()
+    order by "timestamp" desc limit 8
     """
 )
 
@@ -155,7 +157,8 @@ class Standalone:
         replay = None if self._chosen.no_demo else self._child("replay", "-m", "standalone.replay")
         self._out.print("✓ worker started" + ("" if replay is None else ", replaying an office's readings"))
         self._out.print(
-            f"  logs: {self._home}/worker.log   settings for other commands: . {self._home}/env",
+            f"  its log: {self._home / 'worker.log'}\n"
+            f"  settings for other commands: . {shlex.quote(str(self._home / 'env'))}",
             soft_wrap=True,
         )
         client = redis_client.connect(settings.redis_address(), timeout_sec=10)
@@ -164,9 +167,11 @@ class Standalone:
         finally:
             if replay:
                 _end(replay)
-                self._drain(settings, client, worker)
+                with contextlib.suppress(redis.RedisError):  # it is away: nothing can be drained
+                    self._drain(settings, client, worker)
             status = _end(worker)
-            self._out.print(f"✓ worker stopped, status {status}")
+            mark = "✓" if status in (0, -signal.SIGTERM) else "✗"
+            self._out.print(f"{mark} worker stopped, status {status}")
         books = self._books(settings, client)
         self._out.print(screen.table(books, 0, self._newest(settings), ""))
         self._out.print(screen.accounted(books), soft_wrap=True)
@@ -183,8 +188,7 @@ class Standalone:
         with live or contextlib.nullcontext():
             while not self._stop.is_set() and time.monotonic() < ends:
                 if worker.poll() is not None:
-                    tail = (self._home / "worker.log").read_text(errors="replace").splitlines()[-5:]
-                    raise Trouble("the worker ended by itself:\n" + "\n".join(tail))
+                    raise Trouble(self._how_it_ended(worker))
                 if live:
                     try:
                         books = self._books(settings, client)
@@ -194,6 +198,16 @@ class Standalone:
                     except (redis.RedisError, psycopg.Error) as error:
                         live.update(f"a server is away: {type(error).__name__}", refresh=True)
                 self._stop.pause(min(1.0, ends - time.monotonic()))
+
+    def _how_it_ended(self, worker: subprocess.Popen[bytes]) -> str:
+        """One sentence, and what its log says that is worse than information."""
+        status = worker.returncode
+        how = (
+            f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        )
+        lines = (self._home / "worker.log").read_text(errors="replace").splitlines()[-20:]
+        bad = [line for line in lines if '"level": "info"' not in line]
+        return "\n".join([f"the worker {how}; see {self._home / 'worker.log'}", *bad[-5:]])
 
     def _drain(self, settings: Settings, client: redis.Redis, worker: subprocess.Popen[bytes]) -> None:
         """Let the worker finish what the replay has sent."""
@@ -239,6 +253,9 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def main(given: Sequence[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode loses some signs, no more
     chosen = arguments(given)
     try:
         return Standalone(chosen, screen.console()).run()
@@ -251,6 +268,8 @@ def main(given: Sequence[str]) -> int:
         print(f"run-standalone: --database-url: {str(error.orig).strip()}", file=sys.stderr)
     except redis.RedisError as error:
         print(f"run-standalone: --redis-url: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"run-standalone: --data: {error}", file=sys.stderr)
     return 1
 
 

@@ -46,8 +46,19 @@ def table(books: Books, rate: float, newest: Sequence[Newest], state: str) -> Re
     readings.add_column("value", justify="right")
     readings.add_column("age", justify="right")
     for reading in newest:
-        readings.add_row(reading.device_id, reading.sensor_type, reading.value, f"{reading.age_sec:.1f} s")
+        readings.add_row(
+            plain(reading.device_id),
+            plain(reading.sensor_type),
+            plain(reading.value),
+            f"{reading.age_sec:.1f} s",
+        )
     return Group(ledger, readings, Text(state, style="dim"))
+
+
+def plain(text: str) -> Text:
+    """What a device sent, as it may be shown: no markup, no control characters, not too long."""
+    printable = "".join(letter if letter.isprintable() else "�" for letter in text[:80])
+    return Text(printable, no_wrap=True, overflow="ellipsis")
 
 
 def accounted(books: Books) -> str:

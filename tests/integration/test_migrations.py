@@ -360,7 +360,7 @@ def test_the_statements_that_sql_prints_make_a_clean_schema(url: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("help",), ("upgrade", "head", "more"), ("create",), ("check", "it"), ("--help",), ("sql", "x")],
+    [(), ("help",), ("upgrade", "head", "more"), ("create",), ("check", "it"), ("sql", "x")],
 )
 def test_wrong_usage_is_told_and_exits_2(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]

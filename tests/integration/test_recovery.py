@@ -371,7 +371,7 @@ def test_an_outage_excuses_the_entry_that_was_tried_alone(workshop: Workshop, cl
         reader = workshop.reader(max_deliveries=2)
         (suspect,) = reader.recover()
         assert suspect.deliveries == 5 + attempt
-        reader.excuse()  # the writer met an outage; then the process was stopped in it
+        reader.during_outage()  # the writer met an outage; then the process was stopped in it
     assert dead_letters(client) == []
     (suspect,) = (reader := workshop.reader(max_deliveries=2)).recover()
     reader.settle(outcome([suspect]))
@@ -446,3 +446,32 @@ def test_an_entry_in_hand_is_not_taken_for_another_version_of_itself(
     assert len(pending(client, STREAM)) == 2
     assert len(flat(recover_all(workshop.reader()))) == 2
     assert books(client).stored == 10
+
+
+def test_no_more_suspects_are_held_than_a_batch_holds(client: redis.Redis, workshop: Workshop) -> None:
+    add(client, "mqtt_stream:d:t", [{"value": str(n)} for n in range(500)])
+    deliver(client, "dead", ["mqtt_stream:d:t"])
+    every = [entry_id for entry_id, *_ in pending(client, "mqtt_stream:d:t")]
+    execute(
+        client, "XCLAIM", "mqtt_stream:d:t", GROUP, "dead", 0, *every, "IDLE", 3_600_000, "RETRYCOUNT", 99
+    )
+    reader = workshop.reader("one", batch_size=50)
+    assert len(reader.recover()) == 1
+    assert len(reader._recovery._suspects) <= 100
+
+
+def test_a_sweep_is_not_planned_anew_while_the_last_one_goes_on(
+    client: redis.Redis, workshop: Workshop
+) -> None:
+    streams = [f"mqtt_stream:d{n}:t" for n in range(20)]
+    for stream in streams:
+        add(client, stream, [{"value": "1"}])
+    deliver(client, "dead", streams)
+    for stream in streams:
+        make_stale(client, stream)
+    clock = Clock()
+    reader = workshop.reader("one", clock=clock, batch_size=1)
+    for _ in range(10):
+        reader.settle(outcome(reader.recover()))
+        clock.now += 3_600
+        assert len(reader._recovery._sweep) <= len(streams)

@@ -470,3 +470,31 @@ def test_the_excerpt_of_a_value_is_in_the_header_where_the_entry_has_none(
     assert said[b"value"] == b"null"
     assert said[b"device_id"] == "dévice".encode()
     assert said[b"error"] == b"value_null: the value is null ?"
+
+
+def test_a_ledger_of_another_type_is_refused_before_anything_is_let_go(
+    client: redis.Redis, workshop: Workshop
+) -> None:
+    add(client, STREAM, numbered(5))
+    reader = workshop.reader("one")
+    entries = reader.read()
+    client.set(LEDGER, "not a hash")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        reader._settler.settle(outcome(entries).settled)
+    assert len(pending(client, STREAM)) == 5
+    client.delete(LEDGER)
+    reader.settle(outcome(entries))
+    assert (books(client).stored, books(client).missing) == (5, 0)
+
+
+def test_a_refused_acknowledgement_is_not_passed_over(client: redis.Redis, workshop: Workshop) -> None:
+    add(client, STREAM, numbered(3))
+    reader = workshop.reader("one")
+    entries = reader.read()
+    execute(client, "ACL", "SETUSER", "default", "-xack")
+    try:
+        with pytest.raises(redis.ResponseError, match=r"(?i)permission"):
+            reader._settler.settle(outcome(entries).settled)
+    finally:
+        execute(client, "ACL", "SETUSER", "default", "+@all")
+    assert len(pending(client, STREAM)) == 3

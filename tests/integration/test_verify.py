@@ -252,8 +252,8 @@ def test_servers_that_are_away_get_a_line_each_and_exit_1_without_a_secret(form:
     else:
         lines = done.stdout.splitlines()
         assert len(lines) == 2, done.stdout
-        assert lines[0].startswith("FAIL  redis      not reached: ")
-        assert lines[1].startswith("FAIL  database   not reached: ")
+        assert lines[0].startswith("FAIL  redis      not usable: ")
+        assert lines[1].startswith("FAIL  database   not usable: ")
 
 
 def test_the_other_server_is_checked_while_one_is_away(

@@ -10,10 +10,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
+import staging
 from schema import DAY_US, Batch, Fate, Outcome, Parsed, Reading, Reason, Rejection, days_of
-from tests.support import Database
-from tests.writing import YESTERDAY_US, Rig, batch_of, reading, rig, together
+from staging import RowsMissing
+from tests.support import Database, wait_until
+from tests.writing import YESTERDAY_US, InBackground, Rig, batch_of, reading, rig, together
 
 COLUMNS = """
     select device_id, sensor_type, (extract(epoch from "timestamp") * 1000000)::bigint, message_id,
@@ -374,3 +377,50 @@ def test_four_writers_with_the_same_rows_in_different_orders_store_each_once_wit
         Fate.DUPLICATE: 15_000,
     }
     assert [made.stats.errors for made in rigs] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("redelivered", [False, True], ids=["by COPY", "through staging"])
+def test_rows_that_a_trigger_drops_in_silence_are_never_called_stored(
+    one: Rig, database: Database, redelivered: bool
+) -> None:
+    database.rows(
+        "create function swallow() returns trigger language plpgsql as $$ begin return null; end $$"
+    )
+    database.rows(
+        "create trigger swallow before insert on sensor_readings for each row execute function swallow()"
+    )
+    with pytest.raises(RowsMissing):
+        one.writer.write(batch_of([reading(1)], redelivered=redelivered))
+    assert database.count() == 0
+
+
+def test_telling_duplicates_apart_opens_no_partition_between_the_oldest_and_the_newest(
+    plain_database: Database,
+) -> None:
+    days = (1, 2, 20_000)
+    with rig(plain_database) as one:
+        rows = [reading(n, timestamp_us=day * 86_400_000_000) for n, day in enumerate(days)]
+        between = [reading(n, timestamp_us=n * 86_400_000_000) for n in (500, 900)]
+        one.writer.write(batch_of([*rows, *between]))
+        with psycopg.connect(plain_database.url) as session:
+            within = staging._within(set(days)).as_string(session)
+            plan = session.execute(f"explain select from sensor_readings t where {within}").fetchall()
+        outcome = one.writer.write(batch_of(rows, redelivered=True))
+    assert sum("_p19710516" in line[0] or "_p19720619" in line[0] for line in plan) == 0
+    assert sum("sensor_readings_p" in line[0] for line in plan) == 3
+    assert outcome.readings_rejected == 0
+    assert plain_database.count() == 5
+
+
+def test_a_default_partition_in_the_way_is_waited_out_and_told(plain_database: Database) -> None:
+    plain_database.rows("create table rest partition of sensor_readings default")
+    plain_database.rows(
+        "insert into sensor_readings values (now(), 'd', 't', 1, null, null, gen_random_uuid(), now())"
+    )
+    with rig(plain_database) as one, capture_logs() as logs:
+        waiting = InBackground(one.writer.upkeep)
+        wait_until(lambda: any(log["event"] == "outage_began" for log in logs))
+        plain_database.rows("drop table rest")
+        waiting.result(20)
+    (began,) = [log for log in logs if log["event"] == "outage_began"]
+    assert "no partition could be made: CheckViolation" in began["error"]

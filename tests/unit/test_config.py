@@ -49,6 +49,8 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("TOPIC_TEMPLATES", "a/{sensor_type}", "{device_id}"),
         ("CLAIM_MIN_IDLE_SEC", "-1", "greater than or equal to"),
         ("MAX_FUTURE_SEC", "soon", "number"),
+        ("MAX_FUTURE_SEC", "inf", "finite number"),
+        ("TOPIC_TEMPLATES", "dev-{device_id}/t", "whole levels"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_with_name_value_and_remedy(
@@ -61,7 +63,14 @@ def test_a_wrong_value_is_refused_in_one_line_with_name_value_and_remedy(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("DATABASE_URL", "mysql://me:hunter2@db/x"), ("REDIS_URL", "http://:hunter2@r")]
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://me:hunter2@db/x"),
+        ("DATABASE_URL", "postgresql://me:hunter2@db:port/x"),
+        ("DATABASE_URL", "postgresql://me:hunter2@db/x?fast=yes"),
+        ("REDIS_URL", "http://:hunter2@r"),
+        ("REDIS_URL", "redis://:hunter2@r:port/0"),
+    ],
 )
 def test_a_wrong_secret_is_refused_without_showing_it(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str

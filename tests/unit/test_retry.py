@@ -84,9 +84,21 @@ def test_a_stop_whose_time_runs_out_ends_the_waiting() -> None:
         raise Away("still gone")
 
     with capture_logs() as logs, pytest.raises(Stopping, match="still gone"):
-        Patience("server", (Away,), stop, Stats()).call(attempt)
+        Patience("server", (Away,), stop, Stats()).call(attempt, in_hand=True)
     assert clock.now == 9.0, "three attempts: after 6 of 8 seconds only closing is left"
     assert [log["event"] for log in logs] == ["outage_began", "stop_waits_for_server"]
+
+
+def test_a_stop_with_nothing_in_hand_ends_the_waiting_at_once() -> None:
+    stop = StopFlag(timeout_sec=8, clock=Clock())
+
+    def attempt() -> None:
+        stop.set()
+        raise Away("still gone")
+
+    with capture_logs(), pytest.raises(Stopping) as stopped:
+        Patience("server", (Away,), stop, Stats()).call(attempt)
+    assert not stopped.value.in_hand
 
 
 def test_an_outage_is_told_at_its_start_at_growing_intervals_and_at_its_end() -> None:

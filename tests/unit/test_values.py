@@ -566,3 +566,13 @@ def test_an_entry_id_has_two_halves_of_64_bits() -> None:
 def test_an_excerpt_is_printable_whatever_the_bytes() -> None:
     assert values.excerpt(b"a\x00\xff") == "a\\x00\\xff"
     assert "\x00" not in values.excerpt(bytes(300))
+
+
+@pytest.mark.parametrize("number", [b"1e-" + b"9" * 5000, b"1E+" + b"0" * 4400 + b"12345"])
+def test_an_exponent_of_thousands_of_digits_is_refused_without_being_computed(number: bytes) -> None:
+    assert reason_of(values.metadata, b'{"a": ' + number + b"}", 8192) is Reason.METADATA_NOT_JSON
+
+
+def test_leading_zeros_of_an_exponent_do_no_harm() -> None:
+    raw = b'{"a": 1e' + b"0" * 5000 + b"1}"
+    assert values.metadata(raw, 8192) == raw
