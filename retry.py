@@ -51,7 +51,11 @@ class StopFlag:
 
     def overdue(self) -> bool:
         """Whether the time to finish is used up, but for the part that closing needs."""
-        return self._deadline is not None and self._clock() > self._deadline - 0.25 * self._timeout_sec
+        return self._deadline is not None and self._left() < 0
+
+    def _left(self) -> float:
+        deadline = float("inf") if self._deadline is None else self._deadline
+        return deadline - 0.25 * self._timeout_sec - self._clock()
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless and until a stop comes."""
@@ -62,7 +66,7 @@ class StopFlag:
     def wait(self, seconds: float) -> None:
         """Pause between two attempts, also once a stop was asked for: then short."""
         if self.is_set():
-            sleep(min(seconds, 1.0))
+            sleep(max(REACTION_SEC, min(seconds, 1.0, self._left())))
         else:
             self.pause(seconds)
 
