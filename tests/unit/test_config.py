@@ -51,6 +51,18 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("MAX_FUTURE_SEC", "soon", "number"),
         ("MAX_FUTURE_SEC", "inf", "finite number"),
         ("TOPIC_TEMPLATES", "dev-{device_id}/t", "whole levels"),
+        ("TOPIC_TEMPLATES", "{device_id}/{device_code}", "once"),
+        ("TOPIC_TEMPLATES", "{device_id}/{device_id}", "once"),
+        ("TOPIC_TEMPLATES", "{sensor_type}/{device_id}/{feed_key}", "once"),
+        ("TOPIC_TEMPLATES", ",", "{device_id}"),
+        ("MAX_FUTURE_SEC", "nan", "number"),
+        ("MAX_FUTURE_SEC", "1e15", "less than or equal to"),
+        ("CLAIM_MIN_IDLE_SEC", "1e300", "less than or equal to"),
+        ("STREAM_RETENTION_SEC", "9" * 30, "less than or equal to"),
+        ("REDIS_DB", "-1", "greater than or equal to 0"),
+        ("BATCH_TIMEOUT_SEC", "0", "greater than 0"),
+        ("BATCH_SIZE", "1.5", "valid integer"),
+        ("CONSUMER_NAME", "x" * 201, "at most 200"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_with_name_value_and_remedy(
@@ -89,6 +101,8 @@ def test_a_missing_database_url_says_what_it_takes(monkeypatch: pytest.MonkeyPat
 def test_the_dead_letter_stream_cannot_be_the_only_stream_read(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, DATABASE_URL=URL, STREAM_PATTERN="a", DEAD_LETTER_STREAM="a")
     assert "DEAD_LETTER_STREAM and STREAM_PATTERN" in message
+    assert "'a'" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "REDIS_USERNAME", "REDIS_PASSWORD"])

@@ -34,3 +34,20 @@ def test_every_reading_goes_into_one_part_and_each_part_is_bounded_and_in_order(
 def test_an_ordinary_batch_is_one_part() -> None:
     readings = [Reading("d", "t", n, bytes(16), 1.0) for n in range(100)]
     assert [list(part) for part in cut(readings, range(100), 100)] == [list(range(100))]
+
+
+def test_readings_that_are_all_twins_are_no_part() -> None:
+    """Twins go apart, so `order` may lack readings whose days are counted."""
+    readings = [Reading("d", "t", day * DAY_US, bytes(16), 1.0) for day in range(2 * MOST_DAYS)]
+    assert list(cut(readings, [], 10)) == []
+
+
+def test_a_long_history_does_not_tear_the_other_readings_apart() -> None:
+    """A part is a range of days, so all that was measured today stays in one."""
+    history = [Reading("old", "t", day * DAY_US, bytes(16), 1.0) for day in range(0, 3650, 7)]
+    today = [Reading(f"d{n}", "t", 9000 * DAY_US, bytes(16), 1.0) for n in range(200)]
+    readings = history + today
+    order = sorted(range(len(readings)), key=lambda n: readings[n].key)
+    parts = list(cut(readings, order, 5000))
+    assert len(parts) == -(-(len(history) + 1) // MOST_DAYS)
+    assert len([part for part in parts if any(n >= len(history) for n in part)]) == 1

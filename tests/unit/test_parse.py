@@ -305,9 +305,22 @@ def test_a_bad_time_rejects_each_reading_of_the_message() -> None:
     ]
 
 
-def test_a_name_that_occurs_twice_in_a_payload_is_not_dropped_in_silence() -> None:
-    parsed = parse(message('{"a": 1, "a": 2}'))
-    assert len(parsed.readings) + len(parsed.rejections) >= 2 or parsed.rejections
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param('{"a": 1, "a": 2, "b": 3}', id="as json.dumps writes"),
+        pytest.param('{"a" : 1, "a" : 2, "b" : 3}', id="space before the colon"),
+        pytest.param('{"a"  : 1, "a"  : 2, "b"  : 3}', id="two spaces before the colon"),
+        pytest.param('{"a"\t:1,"a"\t:2,"b"\t:3}', id="tab before the colon"),
+        pytest.param('{"a"\r\n: 1, "a"\r\n: 2, "b"\r\n: 3}', id="line end before the colon"),
+        pytest.param('{"a": 1, "\\u0061": 2, "b": 3}', id="one of them escaped"),
+        pytest.param('{"values": {"a"\t: 1, "a"\t: 2, "b"\t: 3}}', id="among values"),
+    ],
+)
+def test_a_name_that_occurs_twice_in_a_payload_is_not_dropped_in_silence(payload: str) -> None:
+    parsed = parse(message(payload))
+    assert by_sensor(parsed) == {"b": 3.0}
+    assert [(r.reason, r.sensor_type) for r in parsed.rejections] == [(Reason.DUPLICATE_FIELD, "a")]
 
 
 # Every reason

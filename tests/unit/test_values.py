@@ -502,9 +502,22 @@ def test_metadata_that_jsonb_would_not_take_is_refused(raw: bytes, reason: Reaso
     assert reason_of(values.metadata, raw, 100_000) is reason
 
 
-def test_a_number_that_jsonb_cannot_hold_is_refused() -> None:
-    """PostgreSQL's numeric has 16,383 digits after the point: '1e-20000' is an error in jsonb."""
-    assert reason_of(values.metadata, b'{"a": 1e-20000}', 8192) is Reason.METADATA_NOT_JSON
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(b"1e-20000", id="small"),
+        pytest.param(b"1e-16384", id="just too small"),
+        pytest.param(b"0e-99999", id="zero"),
+        pytest.param(b"0." + b"1" * 7000 + b"e-9999", id="many digits and a small exponent"),
+    ],
+)
+def test_a_number_that_jsonb_cannot_hold_is_refused(number: bytes) -> None:
+    """PostgreSQL's numeric has 16,383 digits after the point; more is an error, 22003, in jsonb too."""
+    assert reason_of(values.metadata, b'{"a": ' + number + b"}", 8192) is Reason.METADATA_NOT_JSON
+
+
+def test_the_smallest_number_of_jsonb_is_taken() -> None:
+    assert values.metadata(b'{"a": 1e-9999}', 8192) == b'{"a": 1e-9999}'
 
 
 def test_what_looks_like_a_huge_number_in_a_string_is_fine() -> None:
