@@ -149,7 +149,7 @@ def test_the_broadest_letter_for_lua_is_within_its_limit(extra: int) -> None:
 
 
 def test_a_call_is_bounded_in_bytes_too() -> None:
-    """Redis ends a connection whose query exceeds 1 GB (client-query-buffer-limit): nothing would settle."""
+    """Redis ends a connection whose query exceeds 1 GB (client-query-buffer-limit)."""
     ten_megabytes = bytes(10_000_000)
     settled = [rejected(n, fields=[b"value", ten_megabytes]) for n in range(300)]
     for call in plan(settled, NOW_MS):
