@@ -152,16 +152,21 @@ class Settings(BaseSettings):
         5, ge=1, le=1000, description="deliveries after which an entry is tried alone"
     )
     claim_min_idle_sec: float = Field(
-        60.0, ge=0.1, description="an entry pending for this long is claimed from its consumer"
+        60.0, ge=0.1, le=86_400, description="an entry pending for this long is claimed from its consumer"
     )
     discovery_interval_sec: float = Field(2.0, ge=0.05, le=3600, description="search for new streams")
     stream_retention_sec: int = Field(
-        3600, ge=0, description="acknowledged entries older than this are trimmed; 0: never"
+        3600,
+        ge=0,
+        le=3_153_600_000,
+        description="acknowledged entries older than this are trimmed; 0: never",
     )
     shutdown_timeout_sec: float = Field(30.0, gt=0, le=3600, description="time to finish at SIGTERM")
 
     # What is accepted
-    max_future_sec: float = Field(3600.0, ge=0, description="how far a timestamp may lie in the future")
+    max_future_sec: float = Field(
+        3600.0, ge=0, le=3_153_600_000, description="how far a timestamp may lie in the future"
+    )
     max_metadata_bytes: int = Field(8192, ge=2, le=1_000_000, description="size of metadata")
     max_entry_bytes: int = Field(
         1_048_576, ge=64, le=536_870_912, description="size of one entry, all fields together"
@@ -201,8 +206,13 @@ class Settings(BaseSettings):
             levels = template.split("/")
             if any("{" in level and not re.fullmatch(r"\{[a-z_]+\}", level) for level in levels):
                 raise ValueError(f"templates whose names are whole levels; in {template!r} one is not")
+            for one, other in (("{device_id}", "{device_code}"), ("{sensor_type}", "{feed_key}")):
+                if levels.count(one) + levels.count(other) > 1:
+                    raise ValueError(f"templates with {one} or {other} once; {template!r} has more")
             if not {"{device_id}", "{device_code}"} & set(levels):
                 raise ValueError(f"templates with {{device_id}}; {template!r} has none")
+        if not value:
+            raise ValueError("at least one template with {device_id}")
         return value
 
     @field_validator("table_name")
@@ -243,7 +253,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _dead_letters_apart(self) -> Self:
         if self.dead_letter_stream == self.stream_pattern:
-            raise ValueError("DEAD_LETTER_STREAM and STREAM_PATTERN are the same stream")
+            raise ValueError(
+                f"DEAD_LETTER_STREAM and STREAM_PATTERN are both {self.stream_pattern!r};"
+                " STREAM_PATTERN takes a glob of the streams to read"
+            )
         return self
 
     @classmethod

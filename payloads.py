@@ -20,6 +20,7 @@ from schema import Bad, Reason
 
 _DECODER = msgspec.json.Decoder()
 _TIMES = ("ts", "timestamp")
+_MEMBER = re.compile(rb'"[ \t\r\n]*:')
 
 
 class Member(NamedTuple):
@@ -96,7 +97,7 @@ def _decode(payload: bytes) -> object:
         raise Bad(Reason.PAYLOAD_NOT_JSON, "the payload is nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _decode_leniently(payload)
-    if payload.count(b'":') + payload.count(b'" :') > _names(document):
+    if len(_MEMBER.findall(payload)) > _names(document):
         return _decode_leniently(payload)
     return document
 

@@ -12,6 +12,7 @@ from metrics import Stats
 from redis_client import chunks, execute
 from schema import Fate, Settled
 
+CALL_BYTES = 32_000_000  # of dead letters in one call; Redis ends a connection whose query exceeds 1 GB
 LUA_VALUES = 4000  # values that one Lua call can unpack safely; its limit is about 8,000
 
 Argument = bytes | int | str
@@ -93,6 +94,7 @@ def plan(settled: Sequence[Settled], now_ms: int) -> Iterable[SettleCall]:
             letters.append(item)
     streams: dict[bytes, int] = {}
     arguments: list[Argument] = []
+    size = 0
 
     def index(stream: bytes) -> int:
         return streams.setdefault(stream, len(streams) + 3)  # KEYS[1] is the ledger, [2] the dead letters
@@ -105,6 +107,7 @@ def plan(settled: Sequence[Settled], now_ms: int) -> Iterable[SettleCall]:
                 streams, arguments = {}, []
     for item in letters:
         fields = dead_letter_fields(item, now_ms)
+        size += sum(map(len, fields))
         letter: list[Argument] = [
             "D",
             index(item.entry.stream),
@@ -116,9 +119,9 @@ def plan(settled: Sequence[Settled], now_ms: int) -> Iterable[SettleCall]:
             yield SettleCall([item.entry.stream], letter, too_wide=True)
             continue
         arguments += letter
-        if len(arguments) > LUA_VALUES:
+        if len(arguments) > LUA_VALUES or size > CALL_BYTES:
             yield SettleCall(list(streams), arguments)
-            streams, arguments = {}, []
+            streams, arguments, size = {}, [], 0
     if arguments:
         yield SettleCall(list(streams), arguments)
 

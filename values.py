@@ -35,7 +35,7 @@ _RFC3339 = re.compile(
 _UNITS = ((10**11, 1_000_000, 1), (10**14, 1000, 1), (10**17, 1, 1), (10**20, 1, 1000))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_LONG_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]{5}")  # numeric ends at 131,072 and 16,383 digits
+_LONG_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]{4}")
 _UUID = re.compile(rb"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WORDS = {
     "undefined": (Reason.VALUE_UNDEFINED, "the value is the word 'undefined': a variable was not set"),
@@ -320,7 +320,10 @@ def metadata(raw: bytes, max_bytes: int) -> bytes:
 
 
 def _check_exponent(digits: str) -> float:
-    if len(digits.lower().partition("e")[2].lstrip("+-").lstrip("0")) > 4:
+    mantissa, _, exponent = digits.lower().partition("e")
+    magnitude = exponent.lstrip("+-").lstrip("0") or "0"
+    # jsonb's numeric ends at 131,072 digits before the point and 16,383 after it, and counts those written.
+    if len(magnitude) > 5 or len(mantissa) + int(magnitude) > 16_383:
         raise Bad(Reason.METADATA_NOT_JSON, "the metadata holds a number that jsonb cannot hold", digits)
     return 0.0
 
