@@ -28,6 +28,16 @@ from pydantic_settings import (
 from redis.connection import parse_url
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,51}")
+_TAKEN_TABLES = (
+    "alembic_version",
+    "alerts",
+    "applied_events",
+    "device_deletions",
+    "devices",
+    "duties",
+    "series",
+    "thresholds",
+)
 _SECRETS = ("redis_url", "redis_username", "redis_password", "database_url")
 
 
@@ -218,10 +228,12 @@ class Settings(BaseSettings):
     @field_validator("table_name")
     @classmethod
     def _identifier(cls, value: str) -> str:
-        if not _IDENTIFIER.fullmatch(value) or value.lower() == "alembic_version":
+        if not _IDENTIFIER.fullmatch(value):
             raise ValueError(
                 "a name of letters, digits and underscores, at most 52 long, not starting with a digit"
             )
+        if value.lower() in _TAKEN_TABLES:
+            raise ValueError(f"another name than those of the tables beside it: {', '.join(_TAKEN_TABLES)}")
         return value
 
     @field_validator("database_url")

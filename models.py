@@ -6,23 +6,35 @@ database that is behind from one that is ahead without loading Alembic. A test h
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import (
+    BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
     Double,
+    Identity,
+    Index,
+    Integer,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
+    SmallInteger,
     String,
     Table,
     Text,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-REVISIONS = ("0001_readings",)
+REVISIONS = ("0001_readings", "0002_registry", "0003_thresholds")
 KEY = ("device_id", "sensor_type", "timestamp", "message_id")
 NAME_LENGTH = 100
+# Tables beside the readings. Their names are fixed: SQL of users and of other programs relies on them.
+BESIDE = ("series", "devices", "duties", "thresholds", "alerts", "applied_events", "device_deletions")
 
 
 def readings(metadata: MetaData, table_name: str) -> Table:
@@ -49,8 +61,162 @@ def readings(metadata: MetaData, table_name: str) -> Table:
     )
 
 
+def _name(column: str) -> Column[str]:
+    return Column(column, String(NAME_LENGTH, collation="C"), nullable=False)
+
+
+def _moment(column: str, *, now: bool = False) -> Column[datetime]:
+    """A point in time; `now`: never null, by default the present."""
+    return Column(
+        column, DateTime(timezone=True), server_default=func.now() if now else None, nullable=not now
+    )
+
+
+def _flag(column: str, *, default: bool) -> Column[bool]:
+    return Column(column, Boolean(), server_default=text(str(default).lower()), nullable=False)
+
+
+def registry(metadata: MetaData) -> None:
+    """Series and devices as the workers know them, and who has which duty."""
+    Table(
+        "series",
+        metadata,
+        _name("device_id"),
+        _name("sensor_type"),
+        Column("owner", Text(), server_default="", nullable=False),
+        Column("unit", Text()),
+        _flag("active", default=True),
+        _moment("first_seen", now=True),
+        _moment("last_seen"),
+        _moment("last_time"),
+        Column("last_value", Double()),
+        Column("last_value_text", Text()),
+        PrimaryKeyConstraint("device_id", "sensor_type", name="series_pkey"),
+    )
+    Table(
+        "devices",
+        metadata,
+        _name("device_id"),
+        Column("owner", Text(), server_default="", nullable=False),
+        Column("status", Text()),
+        _moment("status_time"),
+        _moment("first_seen", now=True),
+        _moment("last_seen"),
+        PrimaryKeyConstraint("device_id", name="devices_pkey"),
+    )
+    Table(
+        "duties",
+        metadata,
+        Column("name", Text(), nullable=False),
+        Column("holder", Text(), nullable=False),
+        Column("held_until", DateTime(timezone=True), nullable=False),
+        _moment("done_until"),
+        _moment("gap_began"),
+        _moment("gap_ended"),
+        PrimaryKeyConstraint("name", name="duties_pkey"),
+    )
+
+
+def thresholds(metadata: MetaData) -> None:
+    """The rules. `version` is set by a trigger, anew at each change. Checks: see the migration."""
+    Table(
+        "thresholds",
+        metadata,
+        Column("id", Text(), nullable=False),
+        Column("device_pattern", Text(collation="C"), nullable=False),
+        Column("sensor_pattern", Text(collation="C"), nullable=False),
+        Column("kind", Text(), nullable=False),
+        Column("severity", Text(), server_default="warning", nullable=False),
+        Column("value", Double()),
+        Column("value_text", Text()),
+        Column("window_sec", Double()),
+        Column("hysteresis", Double(), server_default=text("0"), nullable=False),
+        Column("debounce_count", Integer(), server_default=text("1"), nullable=False),
+        Column("debounce_sec", Double(), server_default=text("0"), nullable=False),
+        _flag("enabled", default=True),
+        Column("sensor_id", Text()),
+        _moment("created_at", now=True),
+        _moment("updated_at", now=True),
+        Column("version", BigInteger(), nullable=False),
+        PrimaryKeyConstraint("id", name="thresholds_pkey"),
+    )
+
+
+def alerts(metadata: MetaData) -> None:
+    """The alerts, and by `created_due` and `resolved_due` the outbox of what is still to be published."""
+    Table(
+        "alerts",
+        metadata,
+        Column("id", UUID(), nullable=False),
+        Column("number", BigInteger(), Identity(always=False), nullable=False),
+        Column("threshold_id", Text(), nullable=False),
+        Column("sensor_id", Text()),
+        _name("device_id"),
+        _name("sensor_type"),
+        Column("place_id", Text(), server_default="", nullable=False),
+        Column("threshold_type", Text(), nullable=False),
+        Column("severity", Text(), nullable=False),
+        Column("threshold_value", Double()),
+        Column("threshold_text", Text()),
+        Column("status", Text(), nullable=False),
+        Column("value", Double()),
+        Column("value_text", Text()),
+        Column("last_value", Double()),
+        Column("last_value_text", Text()),
+        Column("peak_value", Double()),
+        Column("violations", Integer(), server_default=text("1"), nullable=False),
+        Column("first_time", DateTime(timezone=True), nullable=False),
+        Column("last_time", DateTime(timezone=True), nullable=False),
+        Column("last_message_id", UUID()),
+        _moment("created_at"),
+        _moment("resolved_at"),
+        _flag("created_due", default=False),
+        _flag("resolved_due", default=False),
+        _moment("created_sent_at"),
+        _moment("resolved_sent_at"),
+        _moment("recorded_at", now=True),
+        PrimaryKeyConstraint("id", name="alerts_pkey"),
+        Index("alerts_number", "number", unique=True),
+        Index(
+            "alerts_open",
+            "threshold_id",
+            "device_id",
+            "sensor_type",
+            unique=True,
+            postgresql_where=text("status <> 'resolved'"),
+        ),
+        Index("alerts_due", "number", postgresql_where=text("created_due or resolved_due")),
+        Index("alerts_place", "place_id", "created_at"),
+        Index("alerts_device", "device_id"),
+    )
+
+
+def events(metadata: MetaData) -> None:
+    """What device events leave behind: the newest one applied to each subject, and deletions to be done."""
+    Table(
+        "applied_events",
+        metadata,
+        Column("subject", Text(), nullable=False),
+        Column("ms", Numeric(20), nullable=False),
+        Column("rank", SmallInteger(), nullable=False),
+        Column("seq", Numeric(20), nullable=False),
+        PrimaryKeyConstraint("subject", name="applied_events_pkey"),
+    )
+    Table(
+        "device_deletions",
+        metadata,
+        _name("device_id"),
+        _moment("requested_at", now=True),
+        PrimaryKeyConstraint("device_id", name="device_deletions_pkey"),
+    )
+
+
 def metadata_for(table_name: str) -> MetaData:
     """All tables of this version, the readings under `table_name`."""
     metadata = MetaData()
     readings(metadata, table_name)
+    registry(metadata)
+    thresholds(metadata)
+    alerts(metadata)
+    events(metadata)
     return metadata

@@ -95,6 +95,10 @@ class Reason(StrEnum):
     PAYLOAD_WITHOUT_READINGS = "payload_without_readings"
     TOO_MANY_READINGS = "too_many_readings"
 
+    STATUS_UNKNOWN = "status_unknown"
+    UNKNOWN_SERIES = "unknown_series"
+    EVENT_MALFORMED = "event_malformed"
+
     CONFLICT = "conflict"
     REFUSED_BY_DATABASE = "refused_by_database"
     POISON = "poison"
@@ -123,16 +127,55 @@ class Bad(Exception):
         self.value = value[:200]
 
 
+class DeviceStatus(NamedTuple):
+    """A device said, or its broker said for it, whether it is connected. `time_us` since 1970 UTC."""
+
+    device_id: str
+    online: bool
+    time_us: int
+    owner: str = ""
+
+
+class EventKind(Enum):
+    """What a device event is about. The value ranks events of the same millisecond: the last one wins."""
+
+    THRESHOLD_CREATED = 0
+    THRESHOLD_UPDATED = 1
+    THRESHOLD_DELETED = 2
+    DEVICE_DELETED = 3
+
+
+class DeviceEvent(NamedTuple):
+    """A validated device event. `moment`: the two numbers of its entry's ID, (milliseconds, sequence).
+
+    `devices`: the one device of a threshold, or those that are deleted. What follows belongs to
+    thresholds; of a deleted one only its id is known.
+    """
+
+    kind: EventKind
+    moment: tuple[int, int]
+    devices: tuple[str, ...]
+    threshold_id: str = ""
+    sensor_type: str = ""
+    bound: str = ""
+    value: float = 0.0
+    severity: str = ""
+    sensor_id: str | None = None
+
+
 class Parsed(NamedTuple):
-    """What one entry says. Never empty: an entry without readings has at least one rejection.
+    """What one entry says. Never empty: it holds readings, rejections, a status or an event.
 
     `own_id` tells that the readings are identified by the entry's own ID rather than by a message id
-    that another entry may carry too.
+    that another entry may carry too. `owner` is the owner or place that the topic names, or empty.
     """
 
     readings: Sequence[Reading]
     rejections: Sequence[Rejection]
     own_id: bool = True
+    owner: str = ""
+    status: DeviceStatus | None = None
+    event: DeviceEvent | None = None
 
 
 class Fate(Enum):
@@ -150,6 +193,7 @@ class RowFate(Enum):
 
     STORED = "stored"
     DUPLICATE = "duplicate"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +228,7 @@ class Outcome:
     readings_stored: int = 0
     readings_duplicate: int = 0
     readings_rejected: int = 0
+    readings_skipped: int = 0
 
 
 def decide(batch: Batch, rows: Sequence[RowFate | Rejection], retried: bool) -> Outcome:
@@ -191,31 +236,37 @@ def decide(batch: Batch, rows: Sequence[RowFate | Rejection], retried: bool) -> 
 
     `rows` answers `batch.readings` one by one. `retried` says that an earlier attempt at this very
     batch may have committed. An entry is dead-lettered when anything of it was rejected, else stored
-    when it put a row in, else a duplicate. Rows that were there already are the entry's own when it
-    was delivered or tried before and carries no other message's id: then it counts as stored, because
-    the attempt that stored it never got to count it.
+    when it put a row in or carried a status or an event, else a duplicate, or skipped when all of its
+    series are switched off. Rows that were there already are the entry's own when it was delivered or
+    tried before and carries no other message's id: then it counts as stored, because the attempt that
+    stored it never got to count it.
     """
     answers = iter(rows)
     settled: list[Settled] = []
-    stored = duplicate = rejected = 0
+    stored = duplicate = rejected = skipped = 0
     for entry, parsed in zip(batch.entries, batch.parsed, strict=True):
-        put_in = 0
+        put_in = repeated = 0
         rejections = list(parsed.rejections)
         for _ in parsed.readings:
             fate = next(answers)
             if isinstance(fate, Rejection):
                 rejections.append(fate)
+            elif fate is RowFate.SKIPPED:
+                skipped += 1
             elif fate is RowFate.STORED or (parsed.own_id and (retried or batch.redelivered)):
                 put_in += 1
             else:
-                duplicate += 1
+                repeated += 1
         stored += put_in
+        duplicate += repeated
         rejected += len(rejections)
         if rejections:
             settled.append(Settled(entry, Fate.DEAD_LETTERED, summarise(rejections)))
+        elif put_in or not parsed.readings:
+            settled.append(Settled(entry, Fate.STORED))
         else:
-            settled.append(Settled(entry, Fate.STORED if put_in else Fate.DUPLICATE))
-    return Outcome(settled, stored, duplicate, rejected)
+            settled.append(Settled(entry, Fate.DUPLICATE if repeated else Fate.SKIPPED))
+    return Outcome(settled, stored, duplicate, rejected, skipped)
 
 
 def summarise(rejections: Sequence[Rejection]) -> Rejection:

@@ -73,7 +73,7 @@ def copy(tmp_path: Path) -> Iterator[Path]:
 def test_up_down_to_base_and_up_again(url: str) -> None:
     migrate.upgrade(settings(url))
     assert migrate.check(settings(url)) == []
-    assert tables(url) == {"sensor_readings", "alembic_version"}
+    assert tables(url) == {"sensor_readings", "alembic_version", *models.BESIDE}
     with rig(Database(url, timescale=False)) as one:
         one.writer.write(batch_of([reading(1)]))
     migrate.downgrade(settings(url), "base")
@@ -166,7 +166,7 @@ def test_four_upgrades_at_once_all_succeed_and_make_one_table(url: str) -> None:
     ]
     outputs = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0, 0], outputs
-    assert tables(url) == {"sensor_readings", "alembic_version"}
+    assert tables(url) == {"sensor_readings", "alembic_version", *models.BESIDE}
     assert rows(url, "select version_num from alembic_version") == [(HEAD,)]
 
 
@@ -308,7 +308,6 @@ def test_another_table_name_works_for_migrations_writing_and_partitions(url: str
         "r" * 53,
         "%s",
         "{table}",
-        "alembic_version",
     ],
 )
 def test_a_table_name_that_is_no_identifier_is_refused_by_everything(

@@ -17,6 +17,7 @@ import pytest
 
 import config
 import database as db
+import models
 import schema_check
 from config import Settings
 from ops import migrate, verify
@@ -94,8 +95,10 @@ def empty(request: pytest.FixtureRequest) -> Iterator[str]:
 def sweep(url: str) -> None:
     """WebAssembly has one database for all tests."""
     with psycopg.connect(url) as connection:
-        for table in ("sensor_readings", '"Readings2"', "alembic_version"):
+        for table in ("sensor_readings", '"Readings2"', "alembic_version", *models.BESIDE):
             connection.execute(f"drop table if exists {table}")
+        for function in ("announce_series", "announce_thresholds", "stamp_threshold"):
+            connection.execute(f"drop function if exists sluice_{function}()")
 
 
 def settings(url: str, **changes: Any) -> Settings:
@@ -126,7 +129,7 @@ def test_up_down_to_base_and_up_again(empty: str) -> None:
     for _ in range(2):
         migrate.upgrade(settings(empty))
         assert migrate.check(settings(empty)) == []
-        assert {"sensor_readings", "alembic_version"} == tables(empty)
+        assert {"sensor_readings", "alembic_version", *models.BESIDE} == tables(empty)
         migrate.downgrade(settings(empty), "base")
         assert tables(empty) == {"alembic_version"}
         assert policies(empty) == {}

@@ -45,7 +45,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("TABLE_NAME", 'r"; drop table x; --', "letters, digits and underscores"),
         ("TABLE_NAME", "1st", "letters, digits and underscores"),
         ("TABLE_NAME", "x" * 60, "at most 52 long"),
-        ("TABLE_NAME", "alembic_version", "letters, digits and underscores"),
+        ("TABLE_NAME", "alembic_version", "another name than those of the tables beside it"),
         ("TOPIC_TEMPLATES", "a/{sensor_type}", "{device_id}"),
         ("CLAIM_MIN_IDLE_SEC", "-1", "greater than or equal to"),
         ("MAX_FUTURE_SEC", "soon", "number"),

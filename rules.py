@@ -1,0 +1,139 @@
+"""The enabled rules in memory, found by series. Pure.
+
+What a reading costs here is one dict access for each run of readings of a series, with rules or without.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from schema import Reading
+from thresholds import Kind, Rule, Series, Verdict
+
+_CACHED_SERIES = 400_000
+
+
+class Watched(NamedTuple):
+    """The rules of one series, and what they have in common: values from `low` to `high` violate none.
+
+    `other` tells that rules about rates or states are among them, for which values say nothing.
+    """
+
+    rules: tuple[Rule, ...]
+    low: float
+    high: float
+    other: bool
+
+
+class Run(NamedTuple):
+    """Readings of one watched series, in the order of their key."""
+
+    series: Series
+    watched: Watched
+    readings: Sequence[Reading]
+
+    def violates(self, rule: Rule) -> bool:
+        """Whether any of these readings by itself violates `rule`, which is not about rates."""
+        return any(rule.judge(one.value, one.value_text) is Verdict.VIOLATED for one in self.readings)
+
+    def beyond(self) -> bool:
+        """Whether any value lies beyond the bounds of all rules together."""
+        low, high = self.watched.low, self.watched.high
+        return any(one.value is not None and (one.value > high or one.value < low) for one in self.readings)
+
+
+class Rules:
+    """The enabled rules in memory. Looking up a series costs one dict access, with or without rules."""
+
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+        self.replace_all(rules)
+
+    def replace_all(self, rules: Iterable[Rule]) -> None:
+        self._by_id = {rule.id: rule for rule in rules}
+        self._exact: dict[Series, dict[str, Rule]] = {}
+        self._patterns: dict[str, tuple[re.Pattern[str], re.Pattern[str], Rule]] = {}
+        self._watched: dict[Series, Watched | None] = {}
+        for rule in self._by_id.values():
+            self._index(rule)
+
+    def put(self, rule: Rule) -> None:
+        self.remove(rule.id)
+        self._by_id[rule.id] = rule
+        self._index(rule)
+
+    def remove(self, rule_id: str) -> None:
+        rule = self._by_id.pop(rule_id, None)
+        if rule is None:
+            return
+        if rule.exact:
+            series = (rule.device_pattern, rule.sensor_pattern)
+            del self._exact[series][rule_id]
+            self._watched.pop(series, None)
+        else:
+            del self._patterns[rule_id]
+            self._watched.clear()
+
+    def get(self, rule_id: str) -> Rule | None:
+        return self._by_id.get(rule_id)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def of(self, series: Series) -> Watched | None:
+        """The rules that watch this series, or None."""
+        try:
+            return self._watched[series]
+        except KeyError:
+            return self._look(series)
+
+    def runs(self, readings: Sequence[Reading]) -> Iterator[Run]:
+        """`readings`, sorted by key, cut into series; those that no rule watches are left out."""
+        if not self._by_id:
+            return
+        begin, count = 0, len(readings)
+        while begin < count:
+            device, sensor = readings[begin][:2]
+            end = begin + 1
+            while end < count and readings[end][1] == sensor and readings[end][0] == device:
+                end += 1
+            watched = self.of((device, sensor))
+            if watched is not None:
+                yield Run((device, sensor), watched, readings[begin:end])
+            begin = end
+
+    def _index(self, rule: Rule) -> None:
+        if rule.exact:
+            series = (rule.device_pattern, rule.sensor_pattern)
+            self._exact.setdefault(series, {})[rule.id] = rule
+            self._watched.pop(series, None)
+        else:
+            self._patterns[rule.id] = (_glob(rule.device_pattern), _glob(rule.sensor_pattern), rule)
+            self._watched.clear()
+
+    def _look(self, series: Series) -> Watched | None:
+        found = list(self._exact.get(series, {}).values())
+        device, sensor = series
+        for devices, sensors, rule in self._patterns.values():
+            if devices.fullmatch(device) and sensors.fullmatch(sensor):
+                found.append(rule)
+        watched = None
+        if found:
+            bounds = [rule.bounds for rule in found]
+            watched = Watched(
+                rules=tuple(found),
+                low=max(low for low, _ in bounds),
+                high=min(high for _, high in bounds),
+                other=any(rule.kind in (Kind.RATE, Kind.EQUALS, Kind.DIFFERS) for rule in found),
+            )
+        if len(self._watched) >= _CACHED_SERIES:
+            self._watched.clear()
+        self._watched[series] = watched
+        return watched
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """A glob as SQL's LIKE reads it too: `*` any text, `?` any one character, all else itself."""
+    parts = (".*" if sign == "*" else "." if sign == "?" else re.escape(sign) for sign in pattern)
+    return re.compile("".join(parts), re.DOTALL)
