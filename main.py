@@ -31,7 +31,7 @@ import config
 import database
 import log
 import redis_client
-from config import ConfigError, Settings
+from config import ConfigError, Settings, UnknownSeries
 from db_writer import DatabaseWriter, WriterOptions
 from metrics import Stats
 from parse import Limits, Parser, parse_all
@@ -83,7 +83,7 @@ class DatabaseWriterService:
             while not self._stop.is_set():
                 entries = self._reader.recover()
                 redelivered = bool(entries)
-                entries = entries or self._reader.read()
+                entries = entries or self._reader.read(until=self._writer.due_at)
                 if entries:
                     began = time.monotonic()
                     parsed = parse_all(self._parser, entries, time.time_ns() // 1000)
@@ -171,6 +171,7 @@ class DatabaseWriterService:
             stored=outcome.readings_stored,
             duplicate=outcome.readings_duplicate,
             rejected=outcome.readings_rejected,
+            skipped=outcome.readings_skipped,
             redelivered=redelivered,
             ms=round(seconds * 1000, 1),
         )
@@ -228,6 +229,8 @@ def _writer_options(settings: Settings) -> WriterOptions:
         timeout_sec=settings.db_timeout_sec,
         retention_days=settings.retention_days,
         partitions_ahead_days=settings.partitions_ahead_days,
+        accept_unknown_series=settings.unknown_series is UnknownSeries.ACCEPT,
+        rules_reload_sec=settings.rules_reload_sec,
     )
 
 
