@@ -28,8 +28,8 @@ DEVICES = ("hall", "kitchen")
 WORKERS = 4
 
 values = st.one_of(st.integers(0, 9).map(float), st.sampled_from(["stuck", "fine"]))
-# Times are few, so that readings share them, come late and leave gaps.
-messages = st.tuples(st.sampled_from(DEVICES), st.integers(0, 25), values)
+# A reading a second, some of them late or with the time of another, and gaps between.
+messages = st.tuples(st.sampled_from(DEVICES), st.sampled_from([0, 0, 0, 0, -1, -2, -5, -9, 3]), values)
 # Which worker takes the batch, how many readings, which of the earlier ones are delivered again, and how it
 # ends: well, before COMMIT, or after COMMIT and before the acknowledgement, which brings it again.
 steps = st.tuples(
@@ -102,7 +102,7 @@ def ruled(database: Database) -> Database:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
 )
-@given(st.lists(messages, min_size=1, max_size=60), st.lists(steps, min_size=1, max_size=25))
+@given(st.lists(messages, min_size=30, max_size=60), st.lists(steps, min_size=8, max_size=25))
 def test_the_alerts_equal_those_of_a_plain_single_pass(
     ruled: Database, sent: list[tuple[str, int, Any]], schedule: list[tuple[int, int, list[int], str]]
 ) -> None:
@@ -134,10 +134,10 @@ def test_the_alerts_equal_those_of_a_plain_single_pass(
         assert alerts(ruled) == reference(rules, workers.stored)
 
 
-def _reading(number: int, device: str, second: int, value: float | str) -> Reading:
+def _reading(number: int, device: str, late: int, value: float | str) -> Reading:
     # messages sort otherwise than they arrive
     message = (number * 7919 % 10007).to_bytes(16, "big")
-    moment = YESTERDAY_US + second * 1_000_000
+    moment = YESTERDAY_US + (number // 2 + late + 10) * 1_000_000
     if isinstance(value, str):
         return Reading(device, "temperature", moment, message, None, value)
     return Reading(device, "temperature", moment, message, value)
