@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from alerting import Judged
@@ -101,6 +101,7 @@ def ruled(database: Database) -> Database:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
+    phases=[Phase.generate],  # an example takes a third of a second: shrinking one would outlast the test
 )
 @given(st.lists(messages, min_size=30, max_size=60), st.lists(steps, min_size=8, max_size=25))
 def test_the_alerts_equal_those_of_a_plain_single_pass(
