@@ -5,6 +5,7 @@ Everything here runs in the caller's transaction and raises psycopg errors as th
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from psycopg import sql
 
 from database import BoundedConnection
 from rules import Run
-from thresholds import Alert, Kind, Rule, Sample, Series, Status
+from thresholds import Alert, Kind, Rule, Sample, Series, Status, alert_id
 
 Key = tuple[str, str, str]  # rule, device, sensor
 
@@ -126,6 +127,11 @@ class Changes:
     moved: list[Alert] = field(default_factory=list)
     dropped: list[Alert] = field(default_factory=list)
     heard: list[Alert] = field(default_factory=list)
+
+
+def silence_id(rule_id: str, series: Series, first: datetime) -> uuid.UUID:
+    """The id of an alert that no reading began: a silence, since its last one."""
+    return alert_id(rule_id, series, _micros(first), b"")
 
 
 def lock(connection: BoundedConnection, *, exclusive: bool) -> None:

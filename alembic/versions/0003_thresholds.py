@@ -3,6 +3,9 @@
 Revision: 0003_thresholds, after 0002_registry.
 Which release may run before and after it: as 0002_registry.
 
+`sluice_like` turns a glob, with `*` and `?`, into a pattern for LIKE; chr(37) is the percent sign, which
+the statements that `./migrate.sh sql` prints would double, chr(92) the backslash.
+
 The triggers stand on `thresholds` only, which changes rarely. None may stand on the readings.
 """
 
@@ -17,6 +20,13 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.execute(
+        """
+        create function sluice_like(glob text) returns text language sql immutable strict parallel safe
+        return replace(replace(replace(replace(replace(glob, chr(92), repeat(chr(92), 2)),
+            chr(37), chr(92) || chr(37)), '_', chr(92) || '_'), '*', chr(37)), '?', '_')
+        """
+    )
     _thresholds()
     _announce_changes()
     _alerts()
@@ -199,4 +209,4 @@ def _alerts() -> None:
 def downgrade() -> None:
     """Drops rules and alerts; the readings stay."""
     op.execute("drop table thresholds, alerts, applied_events, device_deletions")
-    op.execute("drop function sluice_stamp_threshold(), sluice_announce_thresholds()")
+    op.execute("drop function sluice_stamp_threshold(), sluice_announce_thresholds(), sluice_like(text)")

@@ -99,6 +99,7 @@ def sweep(url: str) -> None:
             connection.execute(f"drop table if exists {table}")
         for function in ("announce_series", "announce_thresholds", "stamp_threshold"):
             connection.execute(f"drop function if exists sluice_{function}()")
+        connection.execute("drop function if exists sluice_like(text)")
 
 
 def settings(url: str, **changes: Any) -> Settings:
