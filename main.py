@@ -31,9 +31,11 @@ import config
 import database
 import log
 import redis_client
-from config import ConfigError, Settings
+from config import ConfigError, MqttProtocol, Settings
 from db_writer import DatabaseWriter, WriterOptions
 from metrics import Stats
+from mqtt.alerts import AlertPublisher, PublisherOptions
+from mqtt.client import MqttOptions
 from parse import Limits, Parser, parse_all
 from redis_reader import ReaderOptions, RedisReader
 from retry import StopFlag, Stopping, describe
@@ -75,12 +77,16 @@ class DatabaseWriterService:
             now=lambda: datetime.now(UTC),
             on_outage=self._reader.during_outage,
         )
+        # `publisher.wake` is for whoever commits an alert. None: nothing is to be published.
+        self.publisher = publisher_of(self._settings)
 
     def run(self) -> None:
         """The promise, in order: nothing is acknowledged before its COMMIT, nothing read past a stop."""
         try:
             self._open()
             while not self._stop.is_set():
+                if self.publisher:
+                    self.publisher.raise_failure()
                 entries = self._reader.recover()
                 redelivered = bool(entries)
                 entries = entries or self._reader.read()
@@ -133,6 +139,8 @@ class DatabaseWriterService:
             raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
         self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
         self._running = True
+        if self.publisher:
+            self.publisher.start()
         structlog.get_logger().info(
             "worker_started",
             group=self._settings.consumer_group_name,
@@ -158,6 +166,10 @@ class DatabaseWriterService:
             )
 
     def _close(self) -> None:
+        if self.publisher:
+            # After the last batch, so that its alerts are published; in the part of the time that a stop
+            # leaves for closing.
+            self.publisher.stop(min(5.0, 0.15 * self._settings.shutdown_timeout_sec))
         self._writer.close()
         self._reader.close()
         if self._running:
@@ -229,6 +241,31 @@ def _writer_options(settings: Settings) -> WriterOptions:
         retention_days=settings.retention_days,
         partitions_ahead_days=settings.partitions_ahead_days,
     )
+
+
+def publisher_of(settings: Settings) -> AlertPublisher | None:
+    """The publisher of alerts, or None where no broker is set. Raises `ConfigError`."""
+    if not settings.mqtt_url:
+        return None
+    username, password = settings.mqtt_username, settings.mqtt_password
+    mqtt = MqttOptions(
+        url=settings.mqtt_url.get_secret_value(),
+        client_id=settings.mqtt_client_id or f"sluice-alerts-{settings.consumer_name}",
+        username=username.get_secret_value() if username else None,
+        password=password.get_secret_value() if password else None,
+        version_5=settings.mqtt_protocol is MqttProtocol.V5,
+        ca_certificate=settings.mqtt_ca_certificate,
+        certificate=settings.mqtt_certificate,
+        key=settings.mqtt_key,
+    )
+    options = PublisherOptions(
+        database_url=settings.database_url.get_secret_value(),
+        mqtt=mqtt,
+        topic=settings.alert_topic,
+        holder=f"{settings.consumer_name} {uuid.uuid4()}",
+        timeout_sec=settings.db_timeout_sec,
+    )
+    return AlertPublisher(options)
 
 
 def stop_on_signals(service: DatabaseWriterService) -> None:
