@@ -506,6 +506,8 @@ def test_stop_returns_in_time_though_the_broker_is_frozen(database: Database, br
         publisher.stop(2)
         assert time.monotonic() - began < 2.5
         assert due(database) == 50
+        wait_until(lambda: not publisher._thread.is_alive(), 3)
+        assert database.rows("select held_until < now() from duties") == [(True,)]
         broker.thaw()
 
 
