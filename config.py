@@ -66,6 +66,11 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class UnknownSeries(StrEnum):
+    ACCEPT = "accept"
+    REJECT = "reject"
+
+
 class RedisMode(StrEnum):
     SINGLE = "single"
 
@@ -242,11 +247,20 @@ class Settings(BaseSettings):
         description="comma-separated; how a topic names device and sensor, first match wins",
     )
 
+    # Registry and rules
+    unknown_series: UnknownSeries = Field(
+        UnknownSeries.ACCEPT,
+        description="accept: a series that is not registered gets registered; reject: it is dead-lettered",
+    )
+    rules_reload_sec: float = Field(
+        60.0, ge=1, le=86_400, description="look for changes of rules that no notification told of"
+    )
+
     # Logs
     log_level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error")
     log_format: LogFormat = Field(LogFormat.JSON, description="json or console")
 
-    @field_validator("log_level", "log_format", "redis_mode", mode="before")
+    @field_validator("log_level", "log_format", "redis_mode", "unknown_series", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

@@ -8,7 +8,7 @@ cannot deadlock. A row that the database refuses is found by bisecting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
@@ -19,17 +19,23 @@ import structlog
 import database
 import partitions
 import schema_check
+from alerting import Alerting, Judged
 from database import BoundedConnection
+from knowledge import Knowledge
 from metrics import Stats
 from partitions import Partitions
+from portions import Portions
+from registry import Registry
 from retry import Patience, StopFlag, describe
-from schema import DAY_US, Batch, Outcome, Reading, Reason, Rejection, RowFate, days_of, decide
-from staging import Answer, copy_rows, merge_rows
+from rule_store import RuleStore
+from schema import Answer, Batch, Outcome, Reading, RowFate, days_of, decide
+from staging import copy_rows, merge_rows
 
-# A transaction that touches many days takes many locks and, where chunks are missing, keeps every other
-# worker from making one: 1,000 days took 1.3 s, 3,000 died of "out of shared memory" (docs/internals.md).
-MAX_DAYS = 32
 UPKEEP_SEC = 60.0
+
+
+class AlertsRefused(Exception):
+    """The database took the readings and refused what they did to alerts. A bug: they stay pending."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,13 +49,17 @@ class WriterOptions:
     timeout_sec: float = 30.0
     retention_days: int = 0
     partitions_ahead_days: int = 3
+    accept_unknown_series: bool = True
+    rules_reload_sec: float = 60.0
+    publish_alerts: bool = False
 
 
 class DatabaseWriter:
     """Writes batches for one worker. Belongs to one thread.
 
     `write` and `upkeep` wait out an outage of the database, and raise `retry.Stopping` only at shutdown.
-    `on_outage` is called after every failed attempt; `now` is the time of day, aware.
+    `on_outage` is called after every failed attempt, `on_due` when there are alerts to publish; `now` is
+    the time of day, aware.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class DatabaseWriter:
         *,
         now: Callable[[], datetime],
         on_outage: Callable[[], None] = lambda: None,
+        on_due: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._options = options
@@ -67,9 +78,16 @@ class DatabaseWriter:
         self._stats = stats
         self._now = now
         self._on_outage = on_outage
+        self._on_due = on_due
         self._clock = clock
         self._patience = Patience("postgresql", database.is_world, stop, stats)
         self._partitions = Partitions(options.table, options.timeout_sec, stop.overdue)
+        self._registry = Registry(accept_unknown=options.accept_unknown_series, clock=clock)
+        store = RuleStore()
+        self._knowledge = Knowledge(store, self._registry, options.rules_reload_sec, clock)
+        self._alerting = Alerting(
+            options.table, store.rules, publish=options.publish_alerts, owner_of=self._registry.owner_of
+        )
         self._connection: BoundedConnection | None = None
         self._next_upkeep = 0.0
 
@@ -93,15 +111,72 @@ class DatabaseWriter:
         )
         found = patience.call(attempt, on_error=self._disconnect)
         schema_check.check(found, self._options.table, enable_timescale=self._options.enable_timescale)
+        self._patience.call(self._learn, self._failed)
         return found
 
     def write(self, batch: Batch) -> Outcome:
         """Store the batch's readings and say what became of each entry. Returns only after COMMIT."""
-        writing = _Writing(self, batch)
-        return decide(batch, writing.run(), retried=writing.retried)
+        self._patience.call(self._learn, self._failed, in_hand=True)
+        self._note(batch)
+        readings = batch.readings
+        refused = self._refused(readings)
+        wanted = [one for n, one in enumerate(readings) if n not in refused] if refused else readings
+        portions = Portions(wanted, self.commit, most=self._options.batch_size, staged=batch.redelivered)
+        answers = portions.run()
+        if refused:
+            stored = iter(answers)
+            answers = [refused[n] if n in refused else next(stored) for n in range(len(readings))]
+        if self._registry.urgent:
+            self._patience.call(self._flush, self._failed, in_hand=True)
+        return decide(batch, answers, retried=portions.retried)
+
+    def _learn(self) -> None:
+        """Take up what was changed in rules and registry since the last batch."""
+        self._knowledge.refresh(self._connected())
+
+    def _note(self, batch: Batch) -> None:
+        """What the entries say beside their readings."""
+        for parsed in batch.parsed:
+            if parsed.owner and parsed.readings:
+                self._registry.note_owner(parsed.readings[0].device_id, parsed.owner)
+            if parsed.status is not None:
+                self._registry.note_status(parsed.status)
+
+    def _refused(self, readings: Sequence[Reading]) -> dict[int, Answer]:
+        """Readings that are not to be stored: of series that are switched off, or not registered."""
+        unknown = self._registry.unknown(readings)
+        if unknown:
+
+            def ask() -> None:
+                connection = self._connected()
+                self._registry.learn(connection, unknown)
+                connection.rollback()
+
+            self._patience.call(ask, self._failed, in_hand=True)
+        return self._registry.refused(readings)
+
+    def _flush(self) -> None:
+        """Write the registry. After a crash before this COMMIT, redelivery brings what was new again."""
+        began = self._clock()
+        connection = self._connected()
+        database.begin(connection, self._options.timeout_sec, self._stop.overdue)
+        self._registry.flush(connection)
+        connection.commit()
+        self._registry.flushed(self._clock() - began)
 
     def upkeep(self) -> None:
-        """On plain PostgreSQL: make partitions ahead, drop those past RETENTION_DAYS. Every minute."""
+        """What is due between batches: the registry twice a second, partitions every minute."""
+        if self._clock() >= self._registry.due_at:
+            self._patience.call(self._flush, self._failed)
+        self._partition_upkeep()
+
+    @property
+    def due_at(self) -> float:
+        """When, by the clock, `upkeep` has something to do next, if no batch comes before."""
+        return self._registry.due_at
+
+    def _partition_upkeep(self) -> None:
+        """On plain PostgreSQL: make partitions ahead, drop those past RETENTION_DAYS."""
         if self._options.enable_timescale or self._clock() < self._next_upkeep:
             return
         self._next_upkeep = self._clock() + UPKEEP_SEC
@@ -124,6 +199,12 @@ class DatabaseWriter:
                     structlog.get_logger().info("partitions_dropped", partitions=dropped)
 
     def close(self) -> None:
+        """Write what is noted of the registry, if the database is there, and disconnect."""
+        try:
+            if self._connection is not None and self._registry.due_at < float("inf"):
+                self._flush()
+        except psycopg.Error as error:
+            structlog.get_logger().warning("registry_not_written", error=type(error).__name__)
         self._disconnect()
 
     def commit(self, readings: Sequence[Reading], staged: bool) -> tuple[list[Answer], bool]:
@@ -134,7 +215,7 @@ class DatabaseWriter:
         """
         failures = 0
 
-        def attempt() -> list[Answer]:
+        def attempt() -> tuple[list[Answer], Judged]:
             connection = self._connected()
             try:
                 self._ensure_partitions(connection, days_of(readings))
@@ -144,6 +225,7 @@ class DatabaseWriter:
                     fates = merge_rows(connection, self._options.table, readings)
                 else:
                     fates = copy_rows(connection, self._options.table, readings)
+                judged = self._judge(connection, readings, fates)
                 # A crash before this line stores nothing; after it, redelivery finds the rows there.
                 connection.commit()
             except psycopg.Error as error:
@@ -153,15 +235,38 @@ class DatabaseWriter:
                 if not database.is_world(error):
                     connection.rollback()
                 raise
-            return fates
+            return fates, judged
 
         def failed() -> None:
             nonlocal failures
             failures += 1
             self._failed()
 
-        fates = self._patience.call(attempt, failed, in_hand=True)
+        fates, judged = self._patience.call(attempt, failed, in_hand=True)
+        self._committed(readings, fates, judged)
         return fates, failures > 0
+
+    def _judge(
+        self, connection: BoundedConnection, readings: Sequence[Reading], fates: Sequence[Answer]
+    ) -> Judged:
+        """What is new in the table goes to the alerts; what was there already has been there before."""
+        stored = [one for one, fate in zip(readings, fates, strict=True) if fate is RowFate.STORED]
+        try:
+            return self._alerting.judge(connection, stored)
+        except psycopg.Error as error:
+            if database.is_row_fault(error):
+                raise AlertsRefused(describe(error)) from error
+            raise
+
+    def _committed(self, readings: Sequence[Reading], fates: Sequence[Answer], judged: Judged) -> None:
+        self._registry.note(
+            [one for one, fate in zip(readings, fates, strict=True) if isinstance(fate, RowFate)]
+        )
+        self._alerting.committed(judged)
+        self._stats.alerts_opened += judged.activated
+        self._stats.alerts_resolved += judged.resolved
+        if judged.due:
+            self._on_due()
 
     def _ensure_partitions(self, connection: BoundedConnection, days: set[int]) -> None:
         """On plain PostgreSQL. What goes wrong here is never a row's fault: it is waited out, and told."""
@@ -190,92 +295,4 @@ class DatabaseWriter:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    @property
-    def batch_size(self) -> int:
-        return self._options.batch_size
-
-
-class _Writing:
-    """The way of one batch: sorted, twins apart, cut into transactions, bisected where refused."""
-
-    def __init__(self, writer: DatabaseWriter, batch: Batch) -> None:
-        self._writer = writer
-        self._staged = batch.redelivered
-        self._readings = batch.readings
-        self._fates: list[Answer] = [RowFate.STORED] * len(self._readings)
-        self.retried = False
-
-    def run(self) -> list[Answer]:
-        once, twins = self._sorted()
-        for part in cut(self._readings, once, self._writer.batch_size):
-            self._store(part, self._staged)
-        # Only the table knows what a twin repeats: its sibling may have been refused, or be a conflict.
-        for part in cut(self._readings, twins, self._writer.batch_size):
-            self._store(part, staged=True)
-        return self._fates
-
-    def _sorted(self) -> tuple[list[int], list[int]]:
-        """Indices in the order of the key: each key once, and the later ones of a key, its twins."""
-        keys = [reading.key for reading in self._readings]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        once: list[int] = []
-        twins: list[int] = []
-        for index in order:
-            (twins if once and keys[once[-1]] == keys[index] else once).append(index)
-        return once, twins
-
-    def _store(self, part: Sequence[int], staged: bool) -> None:
-        readings = [self._readings[index] for index in part]
-        try:
-            fates, retried = self._writer.commit(readings, staged)
-        except psycopg.errors.UniqueViolation:
-            if staged:
-                raise
-            self._store(part, staged=True)
-        except psycopg.Error as error:
-            if not database.is_row_fault(error):
-                raise
-            self._bisect(part, staged, error)
-        else:
-            self.retried = self.retried or retried
-            for index, fate in zip(part, fates, strict=True):
-                self._fates[index] = fate
-
-    def _bisect(self, part: Sequence[int], staged: bool, error: psycopg.Error) -> None:
-        """Halve until the row to blame stands alone: about 2 log2(n) transactions for one bad row."""
-        if len(part) == 1:
-            self._fates[part[0]] = _refused(self._readings[part[0]], error)
-            return
-        middle = len(part) // 2
-        self._store(part[:middle], staged)
-        self._store(part[middle:], staged)
-
-
-def cut(readings: Sequence[Reading], order: Sequence[int], most: int) -> Iterable[Sequence[int]]:
-    """Parts of `order` for one transaction each: at most `most` readings and MAX_DAYS distinct days.
-
-    Usually that is all of it at once. Each part keeps the order of the key.
-    """
-    days = days_of(readings)
-    if len(order) <= most and len(days) <= MAX_DAYS:
-        if order:
-            yield order
-        return
-    ordered_days = sorted(days)
-    for start in range(0, len(ordered_days), MAX_DAYS):
-        first, last = ordered_days[start], ordered_days[min(start + MAX_DAYS, len(ordered_days)) - 1]
-        within = [i for i in order if first <= readings[i].timestamp_us // DAY_US <= last]
-        for begin in range(0, len(within), most):
-            yield within[begin : begin + most]
-
-
-def _refused(reading: Reading, error: psycopg.Error) -> Rejection:
-    what = error.diag.constraint_name or type(error).__name__
-    return Rejection(
-        Reason.REFUSED_BY_DATABASE,
-        f"the database refused the row: SQLSTATE {error.sqlstate}, {what}",
-        reading.device_id,
-        reading.sensor_type,
-        str(reading.value if reading.value is not None else reading.value_text)[:200],
-    )
+            self._alerting.forget()

@@ -31,7 +31,7 @@ import config
 import database
 import log
 import redis_client
-from config import ConfigError, MqttProtocol, Settings
+from config import ConfigError, MqttProtocol, Settings, UnknownSeries
 from db_writer import DatabaseWriter, WriterOptions
 from metrics import Stats
 from mqtt.alerts import AlertPublisher, PublisherOptions
@@ -70,6 +70,8 @@ class DatabaseWriterService:
             token=str(uuid.uuid4()),
             wall_ms=lambda: time.time_ns() // 1_000_000,
         )
+        # `publisher.wake` is for whoever commits an alert. None: nothing is to be published.
+        self.publisher = publisher_of(self._settings)
         self._writer = DatabaseWriter(
             _writer_options(self._settings),
             self._stop,
@@ -77,8 +79,6 @@ class DatabaseWriterService:
             now=lambda: datetime.now(UTC),
             on_outage=self._reader.during_outage,
         )
-        # `publisher.wake` is for whoever commits an alert. None: nothing is to be published.
-        self.publisher = publisher_of(self._settings)
 
     def run(self) -> None:
         """The promise, in order: nothing is acknowledged before its COMMIT, nothing read past a stop."""
@@ -89,7 +89,7 @@ class DatabaseWriterService:
                     self.publisher.raise_failure()
                 entries = self._reader.recover()
                 redelivered = bool(entries)
-                entries = entries or self._reader.read()
+                entries = entries or self._reader.read(until=self._writer.due_at)
                 if entries:
                     began = time.monotonic()
                     parsed = parse_all(self._parser, entries, time.time_ns() // 1000)
@@ -183,6 +183,7 @@ class DatabaseWriterService:
             stored=outcome.readings_stored,
             duplicate=outcome.readings_duplicate,
             rejected=outcome.readings_rejected,
+            skipped=outcome.readings_skipped,
             redelivered=redelivered,
             ms=round(seconds * 1000, 1),
         )
@@ -240,6 +241,8 @@ def _writer_options(settings: Settings) -> WriterOptions:
         timeout_sec=settings.db_timeout_sec,
         retention_days=settings.retention_days,
         partitions_ahead_days=settings.partitions_ahead_days,
+        accept_unknown_series=settings.unknown_series is UnknownSeries.ACCEPT,
+        rules_reload_sec=settings.rules_reload_sec,
     )
 
 

@@ -17,11 +17,15 @@ class Stats:
     messages_written: int = 0  # entries acknowledged as stored
     messages_duplicate: int = 0  # entries acknowledged as duplicates of stored rows
     messages_failed: int = 0  # entries dead-lettered
+    messages_skipped: int = 0  # entries acknowledged as skipped: their series is switched off
     messages_trimmed: int = 0  # pending entries whose data somebody had trimmed away
     messages_claimed: int = 0  # entries taken over: own stranded ones and those of dead consumers
     readings_written: int = 0  # rows stored
     readings_duplicate: int = 0  # readings whose row was there already
     readings_failed: int = 0  # readings rejected
+    readings_skipped: int = 0  # readings of series that are switched off
+    alerts_opened: int = 0  # alerts that became active
+    alerts_resolved: int = 0  # alerts that ended
     batches_processed: int = 0  # batches acknowledged
     batches_staged: int = 0  # transactions that went through staging
     errors: int = 0  # attempts that failed because a server was away or refused

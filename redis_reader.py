@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 
 import redis
 import structlog
 
-import redis_scripts
 from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
 from recovery import Recovery
-from redis_client import CHUNK, chunks, is_world, is_wrong_type
+from redis_client import CHUNK, is_world, is_wrong_type
 from redis_scripts import Keys
 from retry import Patience, StopFlag
 from schema import Entry, Outcome
 from settlement import Settler
 from streams import Streams
+from trimming import Trimmer
 
 BLOCKING_STREAMS = 500  # with more, a blocked read makes every XADD that wakes it pay
 READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
@@ -76,12 +77,11 @@ class RedisReader:
         self._stop = stop
         self._stats = stats
         self._clock = clock
-        self._wall_ms = wall_ms
         keys = Keys(options.group)
         self._patience = Patience("redis", _passes, stop, stats)
         self._lease = Lease(client, keys.worker(options.consumer), token)
-        self._upkeep_lease = Lease(client, keys.upkeep, token)
-        self._trim_script = client.register_script(redis_scripts.TRIM)
+        upkeep = Lease(client, keys.upkeep, token)
+        self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms)
         self._settler = Settler(client, options.group, options.dead_letter_stream, stats, wall_ms)
         self._streams = Streams(
             client,
@@ -109,8 +109,8 @@ class RedisReader:
         self._readings_per_entry = 1.0
         self._pause = 0.0
         self._idle = False
-        self._next_lease = 0.0
-        self._next_trim = 0.0
+        self._caught_up = clock()
+        self._next_lease = self._next_trim = 0.0
 
     def eviction_policy(self) -> str:
         """The server's `maxmemory-policy`; empty where it may not be asked. Waits out an outage.
@@ -152,9 +152,12 @@ class RedisReader:
         self._adapt(entries)
         return entries
 
-    def read(self) -> list[Entry]:
-        """New entries, at most about BATCH_SIZE readings in all; empty after an idle block or at a stop."""
-        entries = self._patience.call(self._read, on_error=self._recovery.want_own)
+    def read(self, until: float = inf) -> list[Entry]:
+        """New entries, at most about BATCH_SIZE readings in all; empty after an idle block or at a stop.
+
+        Waits for them no longer than `until`, by the clock.
+        """
+        entries = self._patience.call(lambda: self._read(until), on_error=self._recovery.want_own)
         self._stats.messages_read += len(entries)
         return entries
 
@@ -177,6 +180,7 @@ class RedisReader:
         self._stats.readings_written += outcome.readings_stored
         self._stats.readings_duplicate += outcome.readings_duplicate
         self._stats.readings_failed += outcome.readings_rejected
+        self._stats.readings_skipped += outcome.readings_skipped
         readings = outcome.readings_stored + outcome.readings_duplicate + outcome.readings_rejected
         average = max(1.0, readings / max(1, len(outcome.settled)))
         self._readings_per_entry = 0.5 * self._readings_per_entry + 0.5 * average
@@ -189,7 +193,8 @@ class RedisReader:
         if self._clock() >= self._next_lease:
             self._patience.call(self._keep_name)
         if self._options.stream_retention_sec and self._clock() >= self._next_trim:
-            self._patience.call(self._trim)
+            self._next_trim = self._clock() + self._trimmer.interval_sec
+            self._patience.call(lambda: self._trimmer.trim(self._streams.keys))
 
     def close(self) -> None:
         """Give the name back. Pending entries stay for whoever takes it over."""
@@ -200,21 +205,30 @@ class RedisReader:
             structlog.get_logger().warning("consumer_name_not_released", error=type(error).__name__)
         self._client.close()
 
-    def _read(self) -> list[Entry]:
+    def _read(self, until: float) -> list[Entry]:
         if self._clock() >= self._streams.next_discovery:
             self._streams.discover()
         if not self._streams.keys:
-            self._stop.wait(min(self._options.block_sec, self._options.discovery_interval_sec))
+            longest = min(self._options.block_sec, self._options.discovery_interval_sec)
+            self._stop.wait(max(0.0, min(longest, until - self._clock())))
+            self._caught_up = self._clock()
             return []
         entries: list[Entry] = []
         blocking = len(self._streams.keys) <= min(BLOCKING_STREAMS, self._budget)
         if not (self._idle and blocking):
             entries = self._read_round()
         if not entries and not self._stop.is_set():
-            entries = self._block() if blocking else self._rest()
+            entries = self._block(until) if blocking else self._rest()
         self._idle = not entries
+        if len(entries) < self._budget:
+            self._caught_up = self._clock()
         self._adapt(entries)
         return entries
+
+    @property
+    def caught_up_at(self) -> float:
+        """When, by the clock, a read last came back with everything there was."""
+        return self._caught_up
 
     def _read_round(self) -> list[Entry]:
         """Every stream gets its equal share; then those that had more share what is left."""
@@ -248,11 +262,11 @@ class RedisReader:
             done += len(chunk)
         return entries, busy, done
 
-    def _block(self) -> list[Entry]:
+    def _block(self, until: float) -> list[Entry]:
         """Few streams: one blocking read over all of them, not beyond what is due next."""
         streams = self._streams.keys
         now = self._clock()
-        until = min(self._streams.next_discovery, self._next_lease, now + self._options.block_sec)
+        until = min(until, self._streams.next_discovery, self._next_lease, now + self._options.block_sec)
         count = max(1, self._budget // len(streams))
         found = self._streams.read(streams, [b">"] * len(streams), count, max(1, int((until - now) * 1000)))
         return [Entry(stream, entry_id, fields or ()) for stream, raw in found for entry_id, fields in raw]
@@ -284,17 +298,3 @@ class RedisReader:
             self._lease.acquire(self._stop.wait, self._stop.is_set)
             self._recovery.want_own()
         self._next_lease = self._clock() + TTL_SEC / 3
-
-    def _trim(self) -> None:
-        """Drop old entries that every group has acknowledged. One worker at a time does it."""
-        self._next_trim = self._clock() + max(1.0, min(60.0, self._options.stream_retention_sec / 10))
-        try:
-            self._upkeep_lease.renew()
-        except NameTaken:
-            return
-        oldest = max(0, self._wall_ms() - self._options.stream_retention_sec * 1000)
-        trimmed = sum(
-            int(self._trim_script(keys=list(chunk), args=[oldest])) for chunk in chunks(self._streams.keys)
-        )
-        if trimmed:
-            structlog.get_logger().info("entries_trimmed", entries=trimmed)

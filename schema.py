@@ -196,6 +196,9 @@ class RowFate(Enum):
     SKIPPED = "skipped"
 
 
+Answer = RowFate | Rejection  # of one reading
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Entries read together, and what they say. Bounded by the reader.
@@ -231,7 +234,7 @@ class Outcome:
     readings_skipped: int = 0
 
 
-def decide(batch: Batch, rows: Sequence[RowFate | Rejection], retried: bool) -> Outcome:
+def decide(batch: Batch, rows: Sequence[Answer], retried: bool) -> Outcome:
     """Turn what became of the rows into what becomes of the entries.
 
     `rows` answers `batch.readings` one by one. `retried` says that an earlier attempt at this very

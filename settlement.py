@@ -70,6 +70,8 @@ class Settler:
             self._stats.messages_duplicate += entries
         elif fate is Fate.DEAD_LETTERED:
             self._stats.messages_failed += entries
+        elif fate is Fate.SKIPPED:
+            self._stats.messages_skipped += entries
         elif fate is Fate.TRIMMED:
             self._stats.messages_trimmed += entries
 

@@ -10,9 +10,7 @@ from psycopg import sql
 import database
 import rows
 from database import BoundedConnection
-from schema import Reading, Reason, Rejection, RowFate, days_of
-
-Answer = RowFate | Rejection
+from schema import Answer, Reading, Reason, Rejection, RowFate, days_of
 
 
 class RowsMissing(Exception):

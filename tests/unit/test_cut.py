@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db_writer import cut
+from portions import cut
 from schema import DAY_US, Reading, days_of
 
 MOST_DAYS = 32

@@ -1,0 +1,71 @@
+"""What a worker keeps in memory of the database's own tables: rules, and the registry.
+
+Triggers announce each change; what was announced is read before the next batch is judged. Notifications can
+be lost (a pooler, a failover): so everything is looked at again on every new connection and every
+RULES_RELOAD_SEC. While the database is away, what is in memory stays in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+from database import BoundedConnection
+from registry import Registry
+from rule_store import RuleStore
+
+THRESHOLDS = "sluice_thresholds"
+SERIES = "sluice_series"
+
+
+class Knowledge:
+    """Keeps the rules and the registry up to date. Belongs to the thread of its connection."""
+
+    def __init__(
+        self,
+        store: RuleStore,
+        registry: Registry,
+        reload_sec: float,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._reload_sec = reload_sec
+        self._clock = clock
+        self._connection: BoundedConnection | None = None
+        self._loaded = False
+        self._next_look = 0.0
+
+    def refresh(self, connection: BoundedConnection) -> None:
+        """Take up what has changed. In no transaction at the begin and the end. Raises psycopg errors."""
+        if connection is not self._connection:
+            self._attach(connection)
+            return
+        said: dict[str, list[str]] = {}
+        for notice in connection.notifies(timeout=0):
+            said.setdefault(notice.channel, []).append(notice.payload)
+        if THRESHOLDS in said:
+            self._store.refresh(connection, said[THRESHOLDS])
+        if SERIES in said:
+            self._registry.refresh(connection, said[SERIES])
+        if self._clock() >= self._next_look:
+            self._look(connection)
+        connection.commit()
+
+    def _attach(self, connection: BoundedConnection) -> None:
+        """A new connection: listen first, then look, so that no change falls between the two."""
+        connection.execute(f"listen {THRESHOLDS}; listen {SERIES}")
+        connection.commit()
+        self._look(connection)
+        connection.commit()
+        self._connection = connection
+
+    def _look(self, connection: BoundedConnection) -> None:
+        if self._loaded:
+            self._store.verify(connection)
+            self._registry.verify(connection)
+        else:
+            self._store.load(connection)
+            self._registry.load(connection)
+        self._loaded = True
+        self._next_look = self._clock() + self._reload_sec
