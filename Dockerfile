@@ -12,6 +12,7 @@ COPY --from=packages /opt/sluice/.venv /opt/sluice/.venv
 WORKDIR /opt/sluice
 COPY *.py alembic.ini migrate.sh ./
 COPY alembic alembic
+COPY mqtt mqtt
 COPY ops ops
 USER sluice
 ENV PATH=/opt/sluice/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

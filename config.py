@@ -13,7 +13,7 @@ import socket
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -38,7 +38,16 @@ _TAKEN_TABLES = (
     "series",
     "thresholds",
 )
-_SECRETS = ("redis_url", "redis_username", "redis_password", "database_url")
+_SECRETS = (
+    "redis_url",
+    "redis_username",
+    "redis_password",
+    "database_url",
+    "mqtt_url",
+    "mqtt_username",
+    "mqtt_password",
+)
+_TOPIC_NAMES = ("{place_id}", "{device_id}", "{sensor_type}", "{severity}")
 
 
 class ConfigError(Exception):
@@ -64,6 +73,11 @@ class UnknownSeries(StrEnum):
 
 class RedisMode(StrEnum):
     SINGLE = "single"
+
+
+class MqttProtocol(StrEnum):
+    V311 = "3.1.1"
+    V5 = "5"
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
@@ -178,6 +192,41 @@ class Settings(BaseSettings):
     )
     shutdown_timeout_sec: float = Field(30.0, gt=0, le=3600, description="time to finish at SIGTERM")
 
+    # MQTT
+    mqtt_url: SecretStr | None = Field(
+        None,
+        description="mqtt://user:password@host:1883 or, with TLS, mqtts://host:8883; "
+        "without it no alert is published",
+    )
+    mqtt_username: SecretStr | None = Field(
+        None, description="user at the broker; takes the place of the one in MQTT_URL"
+    )
+    mqtt_password: SecretStr | None = Field(
+        None, description="its password; takes the place of the one in MQTT_URL"
+    )
+    mqtt_protocol: MqttProtocol = Field(MqttProtocol.V5, description="version of MQTT, 3.1.1 or 5")
+    mqtt_client_id: str | None = Field(
+        None,
+        max_length=200,
+        description="client id at the broker, unique; default sluice-alerts- and CONSUMER_NAME",
+    )
+    mqtt_ca_certificate: Path | None = Field(
+        None,
+        description="file of the authorities that may vouch for the broker, PEM; default the system's",
+    )
+    mqtt_certificate: Path | None = Field(
+        None, description="file of this client's certificate, PEM, where the broker asks for one"
+    )
+    mqtt_key: Path | None = Field(
+        None, description="file of that certificate's key, PEM, where it is not in the same file"
+    )
+    alert_topic: str = Field(
+        "placebrain/{place_id}/alerts",
+        min_length=1,
+        max_length=500,
+        description="topic of alerts; {place_id}, {device_id}, {sensor_type} and {severity} are put in",
+    )
+
     # What is accepted
     max_future_sec: float = Field(
         3600.0, ge=0, le=3_153_600_000, description="how far a timestamp may lie in the future"
@@ -275,6 +324,55 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("an address whose port, database and options are well formed") from None
         return value
+
+    @field_validator("mqtt_url")
+    @classmethod
+    def _mqtt_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            parts = urlsplit(value.get_secret_value()) if value else None
+            usable = parts is None or (
+                parts.scheme in ("mqtt", "mqtts")
+                and bool((parts.hostname or "").encode("idna"))
+                and parts.port != 0
+                and parts.path in ("", "/")
+                and not parts.query + parts.fragment
+            )
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("an address such as mqtt://user:password@host:1883 or mqtts://host:8883")
+        return value
+
+    @field_validator("mqtt_ca_certificate", "mqtt_certificate", "mqtt_key")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        if value and not value.is_file():
+            raise ValueError("the path of a file that is there")
+        return value
+
+    @field_validator("alert_topic")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        literal = value
+        for name in _TOPIC_NAMES:
+            literal = literal.replace(name, "")
+        if not literal.isprintable() or set(literal) & set("+#{}"):
+            raise ValueError(f"a topic without wildcards, whose names are of {', '.join(_TOPIC_NAMES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _mqtt_together(self) -> Self:
+        if self.mqtt_key and not self.mqtt_certificate:
+            raise ValueError("MQTT_KEY is set without a certificate; set MQTT_CERTIFICATE beside it")
+        url = urlsplit(self.mqtt_url.get_secret_value() if self.mqtt_url else "")
+        if self.mqtt_password and not (self.mqtt_username or url.username):
+            raise ValueError("MQTT_PASSWORD is set without a user; set MQTT_USERNAME beside it")
+        if url.scheme == "mqtt" and (self.mqtt_ca_certificate or self.mqtt_certificate):
+            raise ValueError(
+                "MQTT_URL begins with mqtt://, which is without TLS, but a certificate is set; "
+                "write mqtts://, or leave MQTT_CA_CERTIFICATE and MQTT_CERTIFICATE out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _dead_letters_apart(self) -> Self:

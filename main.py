@@ -31,9 +31,11 @@ import config
 import database
 import log
 import redis_client
-from config import ConfigError, Settings, UnknownSeries
+from config import ConfigError, MqttProtocol, Settings, UnknownSeries
 from db_writer import DatabaseWriter, WriterOptions
 from metrics import Stats
+from mqtt.alerts import AlertPublisher, PublisherOptions
+from mqtt.client import MqttOptions
 from parse import Limits, Parser, parse_all
 from redis_reader import ReaderOptions, RedisReader
 from retry import StopFlag, Stopping, describe
@@ -68,6 +70,8 @@ class DatabaseWriterService:
             token=str(uuid.uuid4()),
             wall_ms=lambda: time.time_ns() // 1_000_000,
         )
+        # `publisher.wake` is for whoever commits an alert. None: nothing is to be published.
+        self.publisher = publisher_of(self._settings)
         self._writer = DatabaseWriter(
             _writer_options(self._settings),
             self._stop,
@@ -81,6 +85,8 @@ class DatabaseWriterService:
         try:
             self._open()
             while not self._stop.is_set():
+                if self.publisher:
+                    self.publisher.raise_failure()
                 entries = self._reader.recover()
                 redelivered = bool(entries)
                 entries = entries or self._reader.read(until=self._writer.due_at)
@@ -133,6 +139,8 @@ class DatabaseWriterService:
             raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
         self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
         self._running = True
+        if self.publisher:
+            self.publisher.start()
         structlog.get_logger().info(
             "worker_started",
             group=self._settings.consumer_group_name,
@@ -158,6 +166,10 @@ class DatabaseWriterService:
             )
 
     def _close(self) -> None:
+        if self.publisher:
+            # After the last batch, so that its alerts are published; in the part of the time that a stop
+            # leaves for closing.
+            self.publisher.stop(min(5.0, 0.15 * self._settings.shutdown_timeout_sec))
         self._writer.close()
         self._reader.close()
         if self._running:
@@ -232,6 +244,31 @@ def _writer_options(settings: Settings) -> WriterOptions:
         accept_unknown_series=settings.unknown_series is UnknownSeries.ACCEPT,
         rules_reload_sec=settings.rules_reload_sec,
     )
+
+
+def publisher_of(settings: Settings) -> AlertPublisher | None:
+    """The publisher of alerts, or None where no broker is set. Raises `ConfigError`."""
+    if not settings.mqtt_url:
+        return None
+    username, password = settings.mqtt_username, settings.mqtt_password
+    mqtt = MqttOptions(
+        url=settings.mqtt_url.get_secret_value(),
+        client_id=settings.mqtt_client_id or f"sluice-alerts-{settings.consumer_name}",
+        username=username.get_secret_value() if username else None,
+        password=password.get_secret_value() if password else None,
+        version_5=settings.mqtt_protocol is MqttProtocol.V5,
+        ca_certificate=settings.mqtt_ca_certificate,
+        certificate=settings.mqtt_certificate,
+        key=settings.mqtt_key,
+    )
+    options = PublisherOptions(
+        database_url=settings.database_url.get_secret_value(),
+        mqtt=mqtt,
+        topic=settings.alert_topic,
+        holder=f"{settings.consumer_name} {uuid.uuid4()}",
+        timeout_sec=settings.db_timeout_sec,
+    )
+    return AlertPublisher(options)
 
 
 def stop_on_signals(service: DatabaseWriterService) -> None:

@@ -1,6 +1,7 @@
 """The bad world: how long to wait, when to give up, and what to log while a server is away.
 
-Used by the two adapters only, `redis_reader.py` and `db_writer.py`. An outage never costs an entry:
+`Patience` is used by the two adapters only, `redis_reader.py` and `db_writer.py`; the thread that
+publishes alerts must not block, and keeps its own time. An outage never costs an entry:
 whatever was in hand is tried again, and what is given up at shutdown stays pending.
 """
 

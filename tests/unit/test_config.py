@@ -63,6 +63,15 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("BATCH_TIMEOUT_SEC", "0", "greater than 0"),
         ("BATCH_SIZE", "1.5", "valid integer"),
         ("CONSUMER_NAME", "x" * 201, "at most 200"),
+        ("MQTT_PROTOCOL", "4", "'3.1.1' or '5'"),
+        ("MQTT_CA_CERTIFICATE", "/nowhere/ca.pem", "the path of a file that is there"),
+        ("MQTT_CERTIFICATE", "/", "the path of a file that is there"),
+        ("MQTT_CLIENT_ID", "x" * 201, "at most 200"),
+        ("ALERT_TOPIC", "alerts/#", "without wildcards"),
+        ("ALERT_TOPIC", "alerts/{place}", "{place_id}"),
+        ("ALERT_TOPIC", "alerts/{place_id", "{place_id}"),
+        ("ALERT_TOPIC", "alerts\tx", "without wildcards"),
+        ("ALERT_TOPIC", "x" * 501, "at most 500"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_with_name_value_and_remedy(
@@ -82,6 +91,13 @@ def test_a_wrong_value_is_refused_in_one_line_with_name_value_and_remedy(
         ("DATABASE_URL", "postgresql://me:hunter2@db/x?fast=yes"),
         ("REDIS_URL", "http://:hunter2@r"),
         ("REDIS_URL", "redis://:hunter2@r:port/0"),
+        ("MQTT_URL", "tcp://me:hunter2@b:1883"),
+        ("MQTT_URL", "mqtt://me:hunter2@"),
+        ("MQTT_URL", "mqtt://me:hunter2@b:port"),
+        ("MQTT_URL", "mqtt://me:hunter2@b:0"),
+        ("MQTT_URL", "mqtt://me:hunter2@b..c"),
+        ("MQTT_URL", "mqtt://me:hunter2@b/topic"),
+        ("MQTT_URL", "mqtt://me:hunter2@b?x=1"),
     ],
 )
 def test_a_wrong_secret_is_refused_without_showing_it(
@@ -105,11 +121,50 @@ def test_the_dead_letter_stream_cannot_be_the_only_stream_read(monkeypatch: pyte
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "REDIS_USERNAME", "REDIS_PASSWORD"])
+@pytest.mark.parametrize(
+    ("values", "variables"),
+    [
+        ({"MQTT_KEY": "."}, ("MQTT_KEY", "MQTT_CERTIFICATE")),
+        ({"MQTT_URL": "mqtts://b", "MQTT_PASSWORD": "hunter2"}, ("MQTT_PASSWORD", "MQTT_USERNAME")),
+        ({"MQTT_URL": "mqtt://b", "MQTT_CA_CERTIFICATE": "."}, ("MQTT_URL", "mqtts://")),
+    ],
+)
+def test_mqtt_settings_that_do_not_go_together_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: dict[str, str], variables: tuple[str, str]
+) -> None:
+    (tmp_path / "file.pem").write_text("")
+    made = {name: value.replace(".", str(tmp_path / "file.pem")) for name, value in values.items()}
+    message = refusal(monkeypatch, DATABASE_URL=URL, **made)
+    assert all(variable in message for variable in variables)
+    assert "hunter2" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("url", ["mqtt://b", "mqtts://me:p%40ss@b.example:8883", "mqtt://[::1]:1883/"])
+def test_addresses_of_brokers_are_taken(url: str) -> None:
+    settings = config.load(database_url=URL, mqtt_url=url)
+    assert settings.mqtt_url
+    assert settings.mqtt_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DATABASE_URL",
+        "REDIS_URL",
+        "REDIS_USERNAME",
+        "REDIS_PASSWORD",
+        "MQTT_URL",
+        "MQTT_USERNAME",
+        "MQTT_PASSWORD",
+    ],
+)
 def test_every_secret_may_come_from_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    value = {"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@r/0"}.get(name, "hunter2")
+    addresses = {"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@r/0", "MQTT_URL": "mqtt://u:p@b"}
+    value = addresses.get(name, "hunter2")
+    monkeypatch.setenv("MQTT_USERNAME", "me")
     secret = tmp_path / "secret"
     secret.write_text(f"{value}\n")
     monkeypatch.setenv("DATABASE_URL", URL)
@@ -131,8 +186,9 @@ def test_the_environment_wins_over_a_dot_env_file(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_secret_shows_in_the_representation_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REDIS_PASSWORD", "REDIS_USERNAME"):
+    for name in ("REDIS_PASSWORD", "REDIS_USERNAME", "MQTT_PASSWORD", "MQTT_USERNAME"):
         monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("MQTT_URL", "mqtt://me:hunter2@b")
     monkeypatch.setenv("DATABASE_URL", URL)
     assert "hunter2" not in repr(config.load()) + str(config.load())
 

@@ -1,0 +1,1 @@
+"""What Sluice says to and hears from an MQTT broker."""

@@ -1,0 +1,293 @@
+"""A real MQTT broker for tests, as a process: amqtt out of its wheel, or mosquitto where it is installed.
+
+amqtt speaks MQTT 3.1.1 only, so version 5 is tested with mosquitto. Both listen on loopback, on a port
+that stays the same over restarts. Neither keeps anything over a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from standalone.servers import die_with_parent
+from tests.support import ROOT, wait_until
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerOptions:
+    """What a broker is started with. Without a user everybody may come in."""
+
+    username: str = ""
+    password: str = ""
+    certificate: str = ""
+    key: str = ""
+    ca_certificate: str = ""
+
+
+class Broker:
+    """amqtt in a process of its own, started, frozen and stopped by its id."""
+
+    version_5 = False
+
+    def __init__(self, folder: Path, options: BrokerOptions) -> None:
+        self.folder = folder
+        self.options = options
+        self.port = _free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / f"broker-{self.port}.log"
+
+    @property
+    def scheme(self) -> str:
+        return "mqtts" if self.options.certificate else "mqtt"
+
+    def url(self, port: int = 0) -> str:
+        return f"{self.scheme}://127.0.0.1:{port or self.port}"
+
+    def command(self) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "tests.broker",
+            json.dumps(asdict(self.options) | {"port": self.port}),
+        ]
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(signal.SIGKILL),
+            )
+        wait_until(self._listens, what=f"the broker listening: {self.log}")
+
+    def stop(self) -> None:
+        """SIGKILL: clients see their connection end, and nothing is kept."""
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                self.thaw()
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def freeze(self) -> None:
+        """Connections stay, and nothing is answered any more."""
+        assert self.process
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def _listens(self) -> bool:
+        assert self.process
+        assert self.process.poll() is None, self.log.read_text()[-2000:]
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 2):
+            return True
+        return False
+
+
+class Mosquitto(Broker):
+    """Eclipse mosquitto, MQTT 5."""
+
+    version_5 = True
+
+    def command(self) -> list[str]:
+        options = self.options
+        lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(not options.username).lower()}"]
+        if options.username:
+            passwords = self.folder / f"passwords-{self.port}"
+            passwords.write_text(f"{options.username}:{options.password}\n")
+            subprocess.run([_mosquitto("mosquitto_passwd") or "", "-U", str(passwords)], check=True)
+            lines.append(f"password_file {passwords}")
+        if options.certificate:
+            lines += [f"certfile {options.certificate}", f"keyfile {options.key}"]
+            lines += [f"cafile {options.ca_certificate}", "require_certificate true"]
+        if os.getuid() == 0:
+            lines.append("user root")
+        settings = self.folder / f"mosquitto-{self.port}.conf"
+        settings.write_text("\n".join(lines) + "\n")
+        return [_mosquitto("mosquitto") or "", "-c", str(settings)]
+
+
+def _mosquitto(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def kinds() -> list[type[Broker]]:
+    """The brokers that there are on this machine: amqtt always."""
+    found = _mosquitto("mosquitto") and _mosquitto("mosquitto_passwd")
+    return [Broker, Mosquitto] if found else [Broker]
+
+
+@contextlib.contextmanager
+def running(kind: type[Broker], folder: Path, **options: str) -> Iterator[Broker]:
+    broker = kind(folder, BrokerOptions(**options))
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+class Recorder:
+    """Subscribes to everything, with QoS 1, and keeps what comes. Comes back quickly after an outage."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.messages: list[tuple[str, dict[str, Any]]] = []
+        self._subscribed = threading.Event()
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=f"recorder-{id(self):x}",
+            protocol=paho.MQTTv5 if broker.version_5 else paho.MQTTv311,
+        )
+        self._client.reconnect_delay_set(0.05, 0.05)  # type: ignore[arg-type]  # paho only adds and compares
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_disconnect = lambda *_: self._subscribed.clear()
+        self._client.on_message = self._on_message
+        if broker.options.username:
+            self._client.username_pw_set(broker.options.username, broker.options.password)
+        self._client.connect_async("127.0.0.1", broker.port)
+        self._client.loop_start()
+
+    def _on_connect(self, client: paho.Client, *_: Any) -> None:
+        client.subscribe("#", qos=1)
+
+    def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
+        if not message.topic.startswith("$"):
+            self.messages.append((message.topic, json.loads(message.payload)))
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """(id, event) of each message, in the order of their arrival."""
+        return [(body["id"], body["event_type"]) for _, body in self.messages]
+
+    def wait_subscribed(self) -> None:
+        wait_until(self._subscribed.is_set, what="the subscription")
+
+    def wait_for(self, count: int, seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while len(self.messages) < count:
+            assert time.monotonic() < deadline, f"{len(self.messages)} of {count} messages in {seconds} s"
+            threading.Event().wait(0.01)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@contextlib.contextmanager
+def recording(broker: Broker) -> Iterator[Recorder]:
+    recorder = Recorder(broker)
+    try:
+        recorder.wait_subscribed()
+        yield recorder
+    finally:
+        recorder.close()
+
+
+class Stub:
+    """A broker of the test's own: takes one client at a time, answers each publication with `answer`.
+
+    MQTT 5. `answer` gets the topic: a reason code, or None for no answer at all.
+    """
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+        self.answers: dict[str, int] = {}
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._closing = False
+        self.port: int = self._listener.getsockname()[1]
+        self._listener.settimeout(0.1)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing:
+            with contextlib.suppress(OSError, EOFError):
+                client, _ = self._listener.accept()
+                with client, client.makefile("rb") as stream:
+                    client.settimeout(20)
+                    while True:
+                        self._answer(client, *_packet(stream))
+
+    def _answer(self, client: socket.socket, kind: int, body: bytes) -> None:
+        if kind == 1:  # CONNECT
+            client.sendall(b"\x20\x03\x00\x00\x00")
+        elif kind == 3:  # PUBLISH, QoS 1
+            end = 2 + int.from_bytes(body[:2], "big")
+            topic = body[2:end].decode()
+            self.topics.append(topic)
+            if topic in self.answers:
+                client.sendall(b"\x40\x03" + body[end : end + 2] + bytes([self.answers[topic]]))
+        elif kind == 12:  # PINGREQ
+            client.sendall(b"\xd0\x00")
+
+    def close(self) -> None:
+        self._closing = True
+        self._listener.close()
+
+
+def _packet(stream: Any) -> tuple[int, bytes]:
+    """Kind and body of the next packet (MQTT 5, 2.1)."""
+    first = stream.read(1)
+    if not first:
+        raise EOFError
+    length = shift = 0
+    while True:
+        digit = stream.read(1)[0]
+        length |= (digit & 127) << shift
+        shift += 7
+        if digit < 128:
+            return first[0] >> 4, stream.read(length)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+async def _serve(wanted: dict[str, Any]) -> None:
+    """The process: amqtt until it is killed."""
+    from amqtt.broker import Broker as Amqtt
+
+    listener: dict[str, Any] = {"type": "tcp", "bind": f"127.0.0.1:{wanted['port']}"}
+    if wanted["certificate"]:
+        listener |= {"ssl": True, "certfile": wanted["certificate"], "keyfile": wanted["key"]}
+        listener |= {"cafile": wanted["ca_certificate"]}
+    known = "amqtt.plugins.authentication"
+    plugins: dict[str, Any] = {f"{known}.AnonymousAuthPlugin": {"allow_anonymous": True}}
+    if wanted["username"]:
+        from pwdlib import PasswordHash
+
+        passwords = Path(f"/proc/self/fd/{os.memfd_create('passwords')}")
+        passwords.write_text(
+            f"{wanted['username']}:{PasswordHash.recommended().hash(wanted['password'])}\n"
+        )
+        plugins = {f"{known}.FileAuthPlugin": {"password_file": str(passwords)}}
+    broker = Amqtt({"listeners": {"default": listener}, "plugins": plugins})
+    await broker.start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(json.loads(sys.argv[1])))
