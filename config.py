@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -48,6 +48,19 @@ _SECRETS = (
     "mqtt_password",
 )
 _TOPIC_NAMES = ("{place_id}", "{device_id}", "{sensor_type}", "{severity}")
+# Names of a template that mean the same part of a topic
+_SAME_PART = (
+    ("{device_id}", "{device_code}"),
+    ("{sensor_type}", "{feed_key}"),
+    ("{place_id}", "{user_id}", "{owner}"),
+)
+_EVENT_STREAMS = (
+    "threshold_created_stream",
+    "threshold_updated_stream",
+    "threshold_deleted_stream",
+    "device_deleted_stream",
+    "device_bulk_deleted_stream",
+)
 
 
 class ConfigError(Exception):
@@ -246,6 +259,32 @@ class Settings(BaseSettings):
         ),
         description="comma-separated; how a topic names device and sensor, first match wins",
     )
+    status_templates: Annotated[tuple[str, ...], NoDecode] = Field(
+        (
+            "placebrain/{place_id}/devices/{device_id}/status",
+            "devices/{device_id}/status",
+            "{user_id}/{device_code}/status",
+        ),
+        description="comma-separated; topics on which a device's status comes, tried after those; ,: none",
+    )
+
+    # Device events
+    device_events: bool = Field(True, description="read the five streams below: rules and deletions")
+    threshold_created_stream: str = Field(
+        "devices.threshold.created", min_length=1, description="stream of thresholds that were created"
+    )
+    threshold_updated_stream: str = Field(
+        "devices.threshold.updated", min_length=1, description="stream of thresholds that were changed"
+    )
+    threshold_deleted_stream: str = Field(
+        "devices.threshold.deleted", min_length=1, description="stream of thresholds that were deleted"
+    )
+    device_deleted_stream: str = Field(
+        "devices.device.deleted", min_length=1, description="stream of devices that were deleted"
+    )
+    device_bulk_deleted_stream: str = Field(
+        "devices.device.bulk-deleted", min_length=1, description="stream of many devices deleted at once"
+    )
 
     # Registry and rules
     unknown_series: UnknownSeries = Field(
@@ -265,26 +304,26 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("topic_templates", mode="before")
+    @field_validator("topic_templates", "status_templates", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("topic_templates")
+    @field_validator("topic_templates", "status_templates")
     @classmethod
-    def _templates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _templates(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for template in value:
             levels = template.split("/")
             if any("{" in level and not re.fullmatch(r"\{[a-z_]+\}", level) for level in levels):
                 raise ValueError(f"templates whose names are whole levels; in {template!r} one is not")
-            for one, other in (("{device_id}", "{device_code}"), ("{sensor_type}", "{feed_key}")):
-                if levels.count(one) + levels.count(other) > 1:
-                    raise ValueError(f"templates with {one} or {other} once; {template!r} has more")
+            for names in _SAME_PART:
+                if sum(levels.count(name) for name in names) > 1:
+                    raise ValueError(f"templates with {' or '.join(names)} once; {template!r} has more")
             if not {"{device_id}", "{device_code}"} & set(levels):
                 raise ValueError(f"templates with {{device_id}}; {template!r} has none")
-        if not value:
+        if not value and info.field_name == "topic_templates":
             raise ValueError("at least one template with {device_id}")
         return value
 
@@ -383,6 +422,19 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _events_apart(self) -> Self:
+        taken: dict[str, str] = {}
+        for field in ("dead_letter_stream", *_EVENT_STREAMS):
+            name = getattr(self, field)
+            if name in taken:
+                raise ValueError(
+                    f"{field.upper()} and {taken[name].upper()} are both {name!r};"
+                    f" {field.upper()} takes the name of a stream of its own"
+                )
+            taken[name] = field
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -393,6 +445,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  pydantic's signature
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings
+
+    def event_streams(self) -> tuple[str, ...]:
+        """The streams of device events: thresholds created, updated and deleted, devices deleted one by
+        one and in bulk. None where DEVICE_EVENTS is off.
+        """
+        return tuple(getattr(self, field) for field in _EVENT_STREAMS) if self.device_events else ()
 
     def redis_address(self) -> str:
         """The address of Redis as one URL, password included: never log it."""

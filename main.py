@@ -39,8 +39,17 @@ from mqtt.client import MqttOptions
 from parse import Limits, Parser, parse_all
 from redis_reader import ReaderOptions, RedisReader
 from retry import StopFlag, Stopping, describe
-from schema import Batch, Outcome
+from schema import Batch, EventKind, Outcome
 from schema_check import SchemaMismatch
+
+# What the streams of `Settings.event_streams` hold, in their order.
+_EVENT_KINDS = (
+    EventKind.THRESHOLD_CREATED,
+    EventKind.THRESHOLD_UPDATED,
+    EventKind.THRESHOLD_DELETED,
+    EventKind.DEVICE_DELETED,
+    EventKind.DEVICE_DELETED,
+)
 
 
 class DatabaseWriterService:
@@ -210,6 +219,8 @@ def _limits(settings: Settings) -> Limits:
     return Limits(
         stream_pattern=settings.stream_pattern,
         topic_templates=settings.topic_templates,
+        status_templates=settings.status_templates,
+        event_streams=tuple(zip(settings.event_streams(), _EVENT_KINDS, strict=False)),
         max_future_sec=settings.max_future_sec,
         max_metadata_bytes=settings.max_metadata_bytes,
         max_entry_bytes=settings.max_entry_bytes,
@@ -229,6 +240,7 @@ def _reader_options(settings: Settings) -> ReaderOptions:
         discovery_interval_sec=settings.discovery_interval_sec,
         max_deliveries=settings.max_deliveries,
         stream_retention_sec=settings.stream_retention_sec,
+        named_streams=settings.event_streams(),
     )
 
 

@@ -1,4 +1,4 @@
-"""One entry to its readings and rejections: both entry forms of the contract. Pure.
+"""One entry to what it says: readings, a status, a device event, rejections. Pure.
 
 Whatever bytes arrive, `Parser.parse` answers and never raises. Names that depend only on the stream or
 the topic are worked out once and kept.
@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import values
-from payloads import Member, Topics, members
-from schema import Bad, Entry, Parsed, Reading, Reason, Rejection
+from device_events import parse_event
+from payloads import Member, Named, Topics, members, status
+from schema import Bad, DeviceStatus, Entry, EventKind, Parsed, Reading, Reason, Rejection
 
 MAX_FIELDS = 64
 _CACHED = 200_000
 _LONGEST_CACHED = 512
+Names = TypeVar("Names", bound=tuple[object, ...])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What is accepted. Sizes in bytes.
+    """What is accepted. Sizes in bytes. `event_streams`: streams of device events, and of which kind.
 
     `stream_pattern` is the glob of the streams; what stands before its first wildcard, up to and with
     its last colon, is the prefix that precedes the device id in a stream's key.
@@ -29,6 +32,8 @@ class Limits:
 
     stream_pattern: str = "mqtt_stream:*"
     topic_templates: tuple[str, ...] = ("pico/{sensor_type}/{device_id}",)
+    status_templates: tuple[str, ...] = ()
+    event_streams: tuple[tuple[str, EventKind], ...] = ()
     max_future_sec: float = 3600.0
     max_metadata_bytes: int = 8192
     max_entry_bytes: int = 1_048_576
@@ -64,12 +69,13 @@ class Parser:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._prefix = limits.prefix
-        self._topics = Topics(limits.topic_templates)
-        self._streams: dict[bytes, tuple[str, str]] = {}
-        self._matched: dict[bytes, tuple[str, str]] = {}
+        self._topics = Topics(limits.topic_templates, limits.status_templates)
+        self._events = {name.encode(): kind for name, kind in limits.event_streams}
+        self._streams: dict[bytes, tuple[str, str]] = {}  # never one of events
+        self._matched: dict[bytes, Named] = {}
 
     def parse(self, entry: Entry, now_us: int) -> Parsed:
-        """Readings and rejections of one entry, at least one of either. Never raises.
+        """What one entry says: readings and rejections, a status, or a device event. Never raises.
 
         `now_us`: the present in microseconds since 1970, against which the future is measured.
         """
@@ -100,7 +106,12 @@ class Parser:
         return fields
 
     def _flat(self, entry: Entry, fields: dict[bytes, bytes], latest: int) -> Parsed:
-        device, sensor = self._stream_names(entry.stream)
+        names = self._streams.get(entry.stream)
+        if names is None:
+            if entry.stream in self._events:
+                return self._event(entry)
+            names = self._stream_names(entry.stream)
+        device, sensor = names
         raw = fields.get(b"value")
         if raw is None:
             raise Bad(Reason.VALUE_MISSING, "the entry has neither a field 'value' nor a 'payload'")
@@ -113,11 +124,18 @@ class Parser:
         reading = Reading(device, sensor, moment, identity, value, value_text, metadata)
         return Parsed((reading,), (), own)
 
+    def _event(self, entry: Entry) -> Parsed:
+        return Parsed((), (), event=parse_event(entry, self._events[entry.stream]))
+
     def _message(self, entry: Entry, fields: dict[bytes, bytes], latest: int) -> Parsed:
+        if entry.stream in self._events:
+            return self._event(entry)
         topic = fields.get(b"topic")
         if not topic:
             raise Bad(Reason.TOPIC_MISSING, "the entry has a payload but no topic")
-        device, sensor = self._topic_names(topic)
+        device, sensor, owner, of_status = named = self._topic_names(topic)
+        if of_status:
+            return self._status(entry, fields, named, latest)
         identity, own = self._identity(entry, fields)
         default_time = self._time(entry, fields, latest)
         limit = self._limits.max_readings_per_entry
@@ -135,7 +153,16 @@ class Parser:
                 readings.append(_reading(device, member, default_time, identity, latest))
             except Bad as bad:
                 rejections.append(self._reject(bad, device, member.sensor))
-        return Parsed(readings, rejections, own)
+        return Parsed(readings, rejections, own, owner)
+
+    def _status(self, entry: Entry, fields: dict[bytes, bytes], named: Named, latest: int) -> Parsed:
+        online, time = status(fields[b"payload"])
+        if time is None:
+            moment = self._time(entry, fields, latest)
+        else:
+            moment = values.check_time(values.json_time(time), latest)
+        said = DeviceStatus(named.device, online, moment, named.owner)
+        return Parsed((), (), owner=named.owner, status=said)
 
     def _time(self, entry: Entry, fields: dict[bytes, bytes], latest: int) -> int:
         raw = fields.get(b"timestamp")
@@ -158,21 +185,25 @@ class Parser:
             _remember(self._streams, stream, names)
         return names
 
-    def _topic_names(self, topic: bytes) -> tuple[str, str]:
-        names = self._matched.get(topic)
-        if names is None:
-            device, sensor = self._topics.match(values.text(topic, "topic"))
-            names = values.device_name(device), values.sensor_name(sensor) if sensor else ""
-            _remember(self._matched, topic, names)
-        return names
+    def _topic_names(self, topic: bytes) -> Named:
+        named = self._matched.get(topic)
+        if named is None:
+            named = self._topics.match(values.text(topic, "topic"))
+            values.device_name(named.device)
+            if named.sensor:
+                values.sensor_name(named.sensor)
+            _remember(self._matched, topic, named)
+        return named
 
     def _known(self, entry: Entry) -> tuple[str, str]:
         """Device and sensor for a dead letter's header, as far as the entry tells them."""
+        if entry.stream in self._events:
+            return "", ""
         try:
             names = list(entry.fields[: 4 * MAX_FIELDS : 2])
             if b"payload" not in names or b"value" in names or b"topic" not in names:
                 return self._stream_names(entry.stream)
-            return self._topic_names(entry.fields[2 * names.index(b"topic") + 1])
+            return self._topic_names(entry.fields[2 * names.index(b"topic") + 1])[:2]
         except Bad:
             return "", ""
 
@@ -192,7 +223,7 @@ def _reading(device: str, member: Member, default_time: int, identity: bytes, la
     return Reading(device, values.sensor_name(member.sensor), moment, identity, value, value_text)
 
 
-def _remember(cache: dict[bytes, tuple[str, str]], key: bytes, names: tuple[str, str]) -> None:
+def _remember(cache: dict[bytes, Names], key: bytes, names: Names) -> None:
     """Keep names, within bounds: topics come from outside, and memory is bounded whatever the input."""
     if len(key) > _LONGEST_CACHED:
         return

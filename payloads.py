@@ -1,4 +1,4 @@
-"""MQTT payloads to members: one function a format, one line in `FORMATS`. Pure.
+"""MQTT payloads to members, and topics to names: one function a format, one line in `FORMATS`. Pure.
 
 A format looks at a decoded JSON document and answers the members it finds, or None when the document
 is not its own. It only takes apart: names, values and times are validated afterwards, member by member,
@@ -21,6 +21,19 @@ from schema import Bad, Reason
 _DECODER = msgspec.json.Decoder()
 _TIMES = ("ts", "timestamp")
 _MEMBER = re.compile(rb'"[ \t\r\n]*:')
+_STATES = ("status", "state", "online")
+_WORDS = {
+    "online": True,
+    "connected": True,
+    "true": True,
+    "1": True,
+    "offline": False,
+    "disconnected": False,
+    "false": False,
+    "0": False,
+}
+_LONGEST_STATE = 100
+MAX_OWNER = 200
 
 
 class Member(NamedTuple):
@@ -90,6 +103,32 @@ def members(payload: bytes, sensor: str, formats: Sequence[Format] = FORMATS) ->
     )
 
 
+def status(payload: bytes) -> tuple[bool, object]:
+    """Whether a device is online, and the time that the payload gives, still unvalidated, or None.
+
+    A word, or an object that says it in `status`, `state` or `online`: the first of these that is there
+    decides. Raises: `Bad`, always for STATUS_UNKNOWN.
+    """
+    word: object = payload.decode("utf-8", "replace") if len(payload) <= _LONGEST_STATE else None
+    time: object = None
+    if payload.lstrip(b" \t\r\n")[:1] == b"{":
+        try:
+            document = _decode(payload)
+        except Bad as bad:
+            raise Bad(Reason.STATUS_UNKNOWN, bad.sentence, values.excerpt(payload)) from None
+        if isinstance(document, dict):
+            word = next((document[name] for name in _STATES if name in document), None)
+            time = _time(document)
+    online = bool(word) if isinstance(word, int) and word in (0, 1) else None
+    if isinstance(word, str):
+        online = _WORDS.get(word.strip().lower())
+    if online is None:
+        raise Bad(
+            Reason.STATUS_UNKNOWN, "the payload says neither online nor offline", values.excerpt(payload)
+        )
+    return online, time
+
+
 def _decode(payload: bytes) -> object:
     try:
         document = _DECODER.decode(payload)
@@ -149,18 +188,29 @@ def _join(sensor: str, name: str) -> str:
     return f"{sensor}.{name}" if sensor and name else name or sensor
 
 
+class Named(NamedTuple):
+    """What a topic names. `sensor` and `owner` are empty where it names none; `status`: whose status."""
+
+    device: str
+    sensor: str = ""
+    owner: str = ""
+    status: bool = False
+
+
 class Topics:
-    """Turns a topic into device and sensor by the first template that matches.
+    """Turns a topic into names by the first template that matches, those of statuses last.
 
     A template's `{name}` stands for one level; `{device_id}` or `{device_code}` names the device,
-    `{sensor_type}` or `{feed_key}` the sensor, any other name is passed over.
+    `{sensor_type}` or `{feed_key}` the sensor, `{place_id}`, `{user_id}` or `{owner}` whose it is, any
+    other name is passed over.
     """
 
-    def __init__(self, templates: Sequence[str]) -> None:
-        self._patterns = [
-            re.compile("/".join(self._level(level) for level in template.split("/")))
-            for template in templates
-        ]
+    def __init__(self, templates: Sequence[str], status_templates: Sequence[str] = ()) -> None:
+        self._patterns = [(self._pattern(template), False) for template in templates]
+        self._patterns += [(self._pattern(template), True) for template in status_templates]
+
+    def _pattern(self, template: str) -> re.Pattern[str]:
+        return re.compile("/".join(self._level(level) for level in template.split("/")))
 
     @staticmethod
     def _level(level: str) -> str:
@@ -171,13 +221,24 @@ class Topics:
             return "(?P<device>[^/]*)"
         if name[1] in ("sensor_type", "feed_key"):
             return "(?P<sensor>[^/]*)"
+        if name[1] in ("place_id", "user_id", "owner"):
+            return "(?P<owner>[^/]*)"
         return "[^/]*"
 
-    def match(self, topic: str) -> tuple[str, str]:
-        """(device, sensor), sensor empty where the topic has none. Raises: `Bad`."""
-        for pattern in self._patterns:
+    def match(self, topic: str) -> Named:
+        """Names of any length, but for the owner's. Raises: `Bad`."""
+        for pattern, status in self._patterns:
             found = pattern.fullmatch(topic)
             if found:
                 groups = found.groupdict()
-                return groups.get("device") or "", groups.get("sensor") or ""
-        raise Bad(Reason.TOPIC_UNKNOWN, "no entry of TOPIC_TEMPLATES matches the topic", topic)
+                owner = groups.get("owner") or ""
+                if len(owner) > MAX_OWNER:
+                    raise Bad(
+                        Reason.TOPIC_UNKNOWN,
+                        f"the topic's owner has {len(owner)} characters, at most {MAX_OWNER} are stored",
+                        topic,
+                    )
+                return Named(groups.get("device") or "", groups.get("sensor") or "", owner, status)
+        raise Bad(
+            Reason.TOPIC_UNKNOWN, "no entry of TOPIC_TEMPLATES or STATUS_TEMPLATES matches the topic", topic
+        )

@@ -39,7 +39,10 @@ def _passes(error: BaseException) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReaderOptions:
-    """Plain values of the settings that reading depends on. Times in seconds."""
+    """Plain values of the settings that reading depends on. Times in seconds.
+
+    `named_streams` are read whether they match `pattern` or not.
+    """
 
     group: str
     consumer: str
@@ -51,6 +54,7 @@ class ReaderOptions:
     discovery_interval_sec: float = 2.0
     max_deliveries: int = 5
     stream_retention_sec: int = 0
+    named_streams: tuple[str, ...] = ()
 
 
 class RedisReader:
@@ -92,6 +96,7 @@ class RedisReader:
             interval_sec=options.discovery_interval_sec,
             stats=stats,
             clock=clock,
+            named=options.named_streams,
         )
         self._recovery = Recovery(
             client,

@@ -19,9 +19,9 @@ RawEntry = list[Any]
 
 
 class Streams:
-    """The streams that match a pattern, sorted, each with its group made.
+    """The streams that match a pattern and those that are named, sorted, each with its group made.
 
-    Raises redis errors as they come; the reader retries.
+    `named` need neither exist nor match. Raises redis errors as they come; the reader retries.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Streams:
         interval_sec: float,
         stats: Stats,
         clock: Callable[[], float],
+        named: Sequence[str] = (),
     ) -> None:
         self.keys: list[bytes] = []
-        self.next_discovery = 0.0
         self.heals = 0  # how often a read found a group or a stream gone, and so delivered nothing
         self._client = client
         self._group = group
@@ -49,23 +49,59 @@ class Streams:
         self._clock = clock
         self._ledger = Keys(group).ledger
         self._known: set[bytes] = set()
+        self._named = [name.encode() for name in named]
+        self._other_type: set[bytes] = set()  # named keys of which it was said that they are no streams
+        self._next_scan = self._next_look = 0.0
         self._make_group = client.register_script(redis_scripts.MAKE_GROUP)
 
-    def discover(self) -> None:
-        """SCAN for streams; make the group, from the first entry, where it is missing.
+    @property
+    def next_discovery(self) -> float:
+        """When something is due in `discover`."""
+        return min(self._next_scan, self._next_look) if self._named else self._next_scan
 
-        The dead-letter stream usually matches the pattern too and is left out. The pause until the next
-        search grows with what a search costs, so that a million keys do not keep Redis busy.
+    def discover(self) -> None:
+        """Search and look for streams where that is due; make the group, from the first entry, where it is
+        missing.
+        """
+        now = self._clock()
+        if now >= self._next_scan:
+            self._scan()
+        if self._named and now >= self._next_look:
+            self._look()
+
+    def _scan(self) -> None:
+        """SCAN for what matches the pattern; the dead-letter stream usually does too and is left out.
+
+        The pause until the next search grows with what a search costs, so that a million keys do not keep
+        Redis busy.
         """
         began = self._clock()
         scan = self._client.scan_iter(match=self._pattern, count=1000, _type="stream")
-        found = {key for key in scan if key != self._dead_letters}
-        new = self._make_groups(sorted(found - self._known))
-        if new or self._known - found:
-            self._set((self._known & found) | new)
-            structlog.get_logger().info("streams_found", streams=len(self.keys), new=len(new))
+        left_out = {self._dead_letters, *self._named}
+        self._replace(self._known - set(self._named), {key for key in scan if key not in left_out})
         took = self._clock() - began
-        self.next_discovery = self._clock() + max(self._interval_sec, 20 * took)
+        self._next_scan = self._clock() + max(self._interval_sec, 20 * took)
+
+    def _look(self) -> None:
+        """Ask for the named keys: one round trip, however long a search for the others takes."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for name in self._named:
+                pipe.type(name)
+            types = dict(zip(self._named, pipe.execute(), strict=True))
+        found = {name for name, kind in types.items() if kind == b"stream"}
+        others = {name for name, kind in types.items() if kind not in (b"stream", b"none")}
+        for name in sorted(others - self._other_type):
+            structlog.get_logger().warning("named_key_is_no_stream", stream=name.decode())
+        self._other_type |= others
+        self._replace(self._known & set(self._named), found)
+        self._next_look = self._clock() + self._interval_sec
+
+    def _replace(self, known: set[bytes], found: set[bytes]) -> None:
+        """Of all streams that are known, have `found` in place of `known`."""
+        new = self._make_groups(sorted(found - known))
+        if new or known - found:
+            self._set((self._known - (known - found)) | new)
+            structlog.get_logger().info("streams_found", streams=len(self.keys), new=len(new))
 
     def heal(self, streams: Sequence[bytes]) -> None:
         """Some group or stream is gone (a flush, a failover to an empty replica): make it again from 0."""

@@ -82,15 +82,18 @@ class Ledger:
         return [(stream, books) for stream, books in self.streams.items() if books.missing]
 
 
-def read_ledger(client: redis.Redis, group: str, pattern: str, dead_letter_stream: str) -> Ledger:
+def read_ledger(
+    client: redis.Redis, group: str, pattern: str, dead_letter_stream: str, named: Iterable[str] = ()
+) -> Ledger:
     """Read the books while workers go on: each stream's numbers are taken in one MULTI.
 
+    `named` are streams beside those of `pattern`; those that are not there have no books.
     Streams without the group, which no worker has found yet, count as unread. Raises redis errors.
     """
     keys = Keys(group)
     dead_letters = dead_letter_stream.encode()
     scan = client.scan_iter(match=pattern, count=1000, _type="stream")
-    streams = sorted({key for key in scan if key != dead_letters})
+    streams = sorted({*scan, *(name.encode() for name in named)} - {dead_letters})
     found: dict[bytes, Books] = {}
     for chunk in chunks(streams, 200):
         found.update(_read_chunk(client, group, keys.ledger, chunk))

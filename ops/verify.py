@@ -60,6 +60,7 @@ def main(settings: Settings, *, as_json: bool) -> int:
                 settings.consumer_group_name,
                 settings.stream_pattern,
                 settings.dead_letter_stream,
+                settings.event_streams(),
             )
             checks += redis_checks(client, settings, ledger)
     except redis.RedisError as error:

@@ -219,8 +219,13 @@ class Standalone:
             time.sleep(0.1)
 
     def _books(self, settings: Settings, client: redis.Redis) -> Books:
-        group, pattern = settings.consumer_group_name, settings.stream_pattern
-        return read_ledger(client, group, pattern, settings.dead_letter_stream).total
+        return read_ledger(
+            client,
+            settings.consumer_group_name,
+            settings.stream_pattern,
+            settings.dead_letter_stream,
+            settings.event_streams(),
+        ).total
 
     def _newest(self, settings: Settings) -> list[screen.Newest]:
         with database.connect(settings.database_url.get_secret_value(), timeout_sec=10) as connection:

@@ -54,7 +54,11 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("TOPIC_TEMPLATES", "{device_id}/{device_code}", "once"),
         ("TOPIC_TEMPLATES", "{device_id}/{device_id}", "once"),
         ("TOPIC_TEMPLATES", "{sensor_type}/{device_id}/{feed_key}", "once"),
+        ("TOPIC_TEMPLATES", "{user_id}/{place_id}/{device_id}", "once"),
         ("TOPIC_TEMPLATES", ",", "{device_id}"),
+        ("STATUS_TEMPLATES", "a/status", "{device_id}"),
+        ("STATUS_TEMPLATES", "dev-{device_id}/status", "whole levels"),
+        ("DEVICE_EVENTS", "perhaps", "boolean"),
         ("MAX_FUTURE_SEC", "nan", "number"),
         ("MAX_FUTURE_SEC", "1e15", "less than or equal to"),
         ("CLAIM_MIN_IDLE_SEC", "1e300", "less than or equal to"),
@@ -145,6 +149,40 @@ def test_addresses_of_brokers_are_taken(url: str) -> None:
     settings = config.load(database_url=URL, mqtt_url=url)
     assert settings.mqtt_url
     assert settings.mqtt_url.get_secret_value() == url
+
+
+EVENT_STREAMS = {
+    "THRESHOLD_CREATED_STREAM": "devices.threshold.created",
+    "THRESHOLD_UPDATED_STREAM": "devices.threshold.updated",
+    "THRESHOLD_DELETED_STREAM": "devices.threshold.deleted",
+    "DEVICE_DELETED_STREAM": "devices.device.deleted",
+    "DEVICE_BULK_DELETED_STREAM": "devices.device.bulk-deleted",
+}
+
+
+@pytest.mark.parametrize("name", EVENT_STREAMS)
+def test_an_event_stream_is_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", URL)
+    taken = {other: default for other, default in EVENT_STREAMS.items() if other != name}
+    for other, default in {**taken, "DEAD_LETTER_STREAM": "mqtt_stream:failed"}.items():
+        message = refusal(monkeypatch, **{name: default})
+        assert "\n" not in message
+        assert name in message
+        assert other in message
+        assert repr(default) in message
+
+
+def test_the_event_streams_are_those_of_the_settings_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.load(database_url=URL).event_streams() == tuple(EVENT_STREAMS.values())
+    monkeypatch.setenv("THRESHOLD_DELETED_STREAM", "gone")
+    assert config.load(database_url=URL).event_streams()[2] == "gone"
+    monkeypatch.setenv("DEVICE_EVENTS", "false")
+    assert config.load(database_url=URL).event_streams() == ()
+
+
+def test_statuses_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATUS_TEMPLATES", ",")
+    assert config.load(database_url=URL).status_templates == ()
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,19 @@ from itertools import count
 import pytest
 
 from parse import MAX_FIELDS, Limits, Parser, parse_all, stream_names
-from schema import Bad, Entry, Parsed, Reading, Reason, Rejection
+from schema import Bad, DeviceStatus, Entry, EventKind, Parsed, Reading, Reason, Rejection
 
 NOW_US = 1_700_000_000_000_000
 ENTRY_ID = b"1700000000000-3"
 OWN_ID = (1_700_000_000_000).to_bytes(8, "big") + (3).to_bytes(8, "big")
 LIMITS = Limits(
     topic_templates=("pico/{sensor_type}/{device_id}", "{place_id}/devices/{device_id}/telemetry"),
+    status_templates=("{place_id}/devices/{device_id}/status", "{device_id}/status"),
+    event_streams=(
+        ("devices.threshold.created", EventKind.THRESHOLD_CREATED),
+        ("devices.device.deleted", EventKind.DEVICE_DELETED),
+        ("mqtt_stream:devices:deleted", EventKind.DEVICE_DELETED),
+    ),
     max_readings_per_entry=100,
 )
 TELEMETRY = b"home/devices/d1/telemetry"
@@ -251,6 +257,142 @@ def test_the_first_topic_template_that_matches_is_taken() -> None:
     assert (reading.device_id, reading.sensor_type) == ("b", "x")
 
 
+# Whose it is, and whether it is there
+
+
+@pytest.mark.parametrize(
+    ("template", "topic", "owner"),
+    [
+        pytest.param("{place_id}/{device_id}", b"home/d1", "home", id="place"),
+        pytest.param("{user_id}/{device_code}", b"me/d1", "me", id="user"),
+        pytest.param("{owner}/x/{device_id}", b"us/x/d1", "us", id="owner"),
+        pytest.param("{place_id}/{device_id}", b"/d1", "", id="empty level"),
+        pytest.param("{floor}/{device_id}", b"2/d1", "", id="no owner"),
+        pytest.param("{place_id}/{device_id}", b"h" * 200 + b"/d1", "h" * 200, id="longest"),
+    ],
+)
+def test_the_topic_tells_whose_the_readings_are(template: str, topic: bytes, owner: str) -> None:
+    parser = Parser(Limits(topic_templates=(template,)))
+    for _ in range(2):  # the second time it is remembered
+        parsed = parser.parse(message('{"a": 1, "b": null}', topic), NOW_US)
+        assert (parsed.owner, len(parsed.readings), len(parsed.rejections)) == (owner, 1, 1)
+
+
+def test_an_owner_that_is_too_long_is_refused_rather_than_cut() -> None:
+    assert only_rejection(message('{"a": 1}', b"h" * 201 + b"/devices/d1/telemetry")).reason is (
+        Reason.TOPIC_UNKNOWN
+    )
+
+
+def only_status(entry: Entry, limits: Limits = LIMITS) -> DeviceStatus:
+    parsed = parse(entry, limits)
+    assert not parsed.readings
+    assert not parsed.rejections
+    assert parsed.status is not None
+    assert parsed.owner == parsed.status.owner
+    return parsed.status
+
+
+STATUS = b"home/devices/d1/status"
+ONLINE = ["online", "1", "true", "connected", " Online\n", "TRUE", "Connected"]
+OFFLINE = ["offline", "0", "false", "disconnected", "OFFLINE", "\tfalse "]
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("form", ["%s", '{"status": "%s"}', '{"state": "%s"}', '{"online": "%s", "ip": 1}'])
+def test_a_status_is_told_by_a_word_or_by_an_object_that_holds_one(form: str, online: bool) -> None:
+    for word in ONLINE if online else OFFLINE:
+        payload = form % (word if form == "%s" else json.dumps(word)[1:-1])
+        assert only_status(message(payload, STATUS)) == DeviceStatus("d1", online, NOW_US, "home")
+
+
+@pytest.mark.parametrize(
+    ("payload", "online"),
+    [
+        ('{"online": true}', True),
+        ('{"online": false}', False),
+        ('{"state": 1}', True),
+        ('{"status": 0}', False),
+        ('{"online": false, "status": "online"}', True),
+    ],
+)
+def test_a_status_may_be_a_boolean_and_the_member_status_comes_first(payload: str, online: bool) -> None:
+    assert only_status(message(payload, STATUS)).online is online
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"on",
+        b"2",
+        b'"online"',
+        b"\xff",
+        b"\x00online",
+        b"{}",
+        b'{"status": 2}',
+        b'{"status": 1.0e0}',
+        b'{"status": null}',
+        b'{"status": "ok", "online": true}',
+        b'{"status": ["online"]}',
+        b'{"status": "online", "status": "offline"}',
+        b'{"online": ' + b"1" * 5000 + b"}",
+        b'{"online": ' + b"1" * 300 + b"}",
+        b'{"status": "online"',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"online" * 100_000,
+    ],
+    ids=lambda payload: repr(payload[:24]),
+)
+def test_a_status_that_says_neither_is_refused(payload: bytes) -> None:
+    assert only_rejection(message(payload, STATUS)).reason is Reason.STATUS_UNKNOWN
+
+
+def test_the_time_of_a_status_is_the_payloads_then_the_entrys_then_that_of_its_id() -> None:
+    both = message('{"online": true, "ts": 1600000000}', STATUS, timestamp="1500000000")
+    assert only_status(both).time_us == 1_600_000_000_000_000
+    assert only_status(message("online", STATUS, timestamp="1500000000")).time_us == 1_500_000_000_000_000
+    assert only_status(message("online", STATUS)).time_us == 1_700_000_000_000_000
+    for bad in ('"yesterday"', "-1", "99999999999"):
+        assert only_rejection(message(f'{{"online": true, "ts": {bad}}}', STATUS)).reason.startswith(
+            "timestamp"
+        )
+
+
+def test_templates_of_readings_come_before_those_of_statuses() -> None:
+    limits = Limits(
+        topic_templates=("{device_id}/{sensor_type}",), status_templates=("{device_id}/status",)
+    )
+    (reading,) = parse(message('"online"', b"d1/status"), limits).readings
+    assert (reading.sensor_type, reading.value_text) == ("status", "online")
+
+
+def test_a_rejected_status_is_told_of_its_device() -> None:
+    assert only_rejection(message("perhaps", STATUS)).device_id == "d1"
+    assert only_rejection(message("online", b"home/devices//status")).reason is Reason.DEVICE_ID_EMPTY
+
+
+# Streams of device events
+
+
+@pytest.mark.parametrize("stream", [b"devices.device.deleted", b"mqtt_stream:devices:deleted"])
+def test_an_entry_of_an_event_stream_is_an_event_whatever_its_fields_are_called(stream: bytes) -> None:
+    parser = Parser(LIMITS)
+    refused = parser.parse(Entry(stream, ENTRY_ID, ()), NOW_US)  # it must not teach the parser a series
+    assert (refused.rejections[0].reason, refused.rejections[0].device_id) == (Reason.NO_FIELDS, "")
+    for fields in ({}, {"value": "1"}, {"topic": STATUS, "payload": "online"}):
+        parsed = parser.parse(flat(stream, device_id="d7", **fields), NOW_US)
+        assert parsed.event is not None
+        assert (parsed.event.devices, parsed.event.moment) == (("d7",), (1_700_000_000_000, 3))
+        assert (parsed.readings, parsed.rejections, parsed.status) == ((), (), None)
+
+
+def test_an_event_that_is_too_large_is_refused_unread() -> None:
+    entry = flat(b"devices.device.deleted", device_ids=b"[" * 2_000_000)
+    assert only_rejection(entry).reason is Reason.ENTRY_TOO_LARGE
+
+
 # Bad members beside good ones
 
 BAD_MEMBERS = [
@@ -325,7 +467,8 @@ def test_a_name_that_occurs_twice_in_a_payload_is_not_dropped_in_silence(payload
 
 # Every reason
 
-WRITERS_OWN = {Reason.CONFLICT, Reason.REFUSED_BY_DATABASE, Reason.POISON}
+# Not from parsing: these are told by the writer, by the registry of series, and by whoever reads.
+WRITERS_OWN = {Reason.CONFLICT, Reason.REFUSED_BY_DATABASE, Reason.UNKNOWN_SERIES, Reason.POISON}
 SMALL = Limits(topic_templates=LIMITS.topic_templates, max_entry_bytes=200, max_readings_per_entry=2)
 EXAMPLES: dict[Reason, Entry] = {
     Reason.NO_FIELDS: flat(),
@@ -365,6 +508,8 @@ EXAMPLES: dict[Reason, Entry] = {
     Reason.PAYLOAD_NOT_JSON: message('{"a": 1'),
     Reason.PAYLOAD_WITHOUT_READINGS: message('{"ts": 1700000000}'),
     Reason.TOO_MANY_READINGS: message(json.dumps({f"s{n}": n for n in range(101)})),
+    Reason.STATUS_UNKNOWN: message("perhaps", b"home/devices/d1/status"),
+    Reason.EVENT_MALFORMED: flat(b"devices.device.deleted", place_id="p1"),
 }
 
 

@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parse import Limits, Parser
-from schema import Entry, Parsed
+from schema import Entry, EventKind, Parsed
 
 NOW_US = 1_700_000_000_000_000
 LIMITS = Limits(
     topic_templates=("pico/{sensor_type}/{device_id}", "devices/{device_id}/telemetry"),
+    status_templates=("{owner}/{device_id}/status",),
+    event_streams=tuple((f"events.{kind.name}", kind) for kind in EventKind),
     max_metadata_bytes=500,
     max_entry_bytes=5000,
     max_readings_per_entry=8,
@@ -43,6 +45,7 @@ streams = st.one_of(
     any_bytes.map(lambda rest: b"mqtt_stream:" + rest),
     st.builds(lambda device, sensor: b"mqtt_stream:%s:%s" % (device, sensor), any_bytes, any_bytes),
     st.just(b"mqtt_stream:d1:temp"),
+    st.sampled_from([f"events.{kind.name}".encode() for kind in EventKind]),
 )
 
 # Nearly numbers, times and JSON
@@ -123,6 +126,8 @@ topics = st.one_of(
     any_bytes,
     st.sampled_from([b"devices/d1/telemetry", b"pico/temp/d1", b"devices//telemetry", b"pico//d1"]),
     st.builds(lambda device: b"devices/%s/telemetry" % device, any_bytes),
+    st.just(b"me/d1/status"),
+    st.builds(lambda owner, device: b"%s/%s/status" % (owner, device), any_bytes, any_bytes),
 )
 deep = st.integers(1, 800).map(lambda levels: b'{"a":' * levels + b"1" + b"}" * levels)
 
@@ -156,7 +161,12 @@ message_fields = _pairs(
 
 
 def check_storable(parsed: Parsed) -> None:
-    """Every reading is a row that PostgreSQL takes."""
+    """Every reading is a row that PostgreSQL takes, and so is a status."""
+    if parsed.status is not None:
+        assert 1 <= len(parsed.status.device_id) <= 100
+        assert 0 <= parsed.status.time_us <= LATEST_US
+    assert len(parsed.owner) <= 200
+    assert "\x00" not in parsed.owner
     for reading in parsed.readings:
         for name in (reading.device_id, reading.sensor_type):
             assert 1 <= len(name) <= 100
@@ -200,7 +210,9 @@ def check_rejections(parsed: Parsed) -> None:
 
 def check(entry: Entry) -> None:
     parsed = SHARED.parse(entry, NOW_US)
-    assert parsed.readings or parsed.rejections
+    whole = [one for one in (parsed.status, parsed.event) if one is not None]
+    assert parsed.readings or parsed.rejections or whole
+    assert not whole or (len(whole), parsed.readings, parsed.rejections) == (1, (), ())
     check_storable(parsed)
     check_rejections(parsed)
     assert SHARED.parse(entry, NOW_US) == parsed
