@@ -34,9 +34,9 @@ def finite(raw: Raw, *, duration: bool = False) -> float:
         raise ValueError(f"is {shown(raw)}: {bad.sentence}; it takes {takes}") from None
 
 
-def shown(raw: Raw) -> str:
-    """What was given, for a sentence about it."""
-    return f"'{excerpt(raw)}'" if isinstance(raw, str) else excerpt(json.dumps(raw))
+def shown(raw: Raw, longest: int = 40) -> str:
+    """What was given, for a sentence about it; cut off after `longest` characters."""
+    return f"'{excerpt(raw, longest)}'" if isinstance(raw, str) else excerpt(json.dumps(raw))
 
 
 def number_text(number: float) -> str:

@@ -44,7 +44,8 @@ def run(job: Callable[[], int]) -> int:
     except psycopg.Error as error:
         if error.sqlstate is None and not database.is_world(error):
             raise  # not the server's word: a bug
-        return complain(f"the database is not usable: {describe(error)}")
+        what = "refused" if error.sqlstate else "is not usable"
+        return complain(f"the database {what}: {describe(error)}")
     except BrokenPipeError:
         # Whoever reads has seen enough. Python would complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,21 +85,22 @@ def connected(settings: Settings) -> Iterator[BoundedConnection]:
         if database.is_refused(error):
             raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
         raise
-    with connection:
+    try:
         found = schema_check.look(connection, settings.table_name)
         schema_check.check(found, settings.table_name, enable_timescale=settings.enable_timescale)
         yield connection
+    finally:
+        connection.close()  # the server undoes what was not committed
 
 
 @contextmanager
 def transaction(connection: BoundedConnection, *, keep: bool = True) -> Iterator[None]:
-    """One transaction, bounded in time. `keep` False: a dry run, undone at its end."""
+    """One transaction, bounded in time. `keep` False: a dry run, undone at its end.
+
+    Not undone after an error: that ends the command, and with its connection the transaction.
+    """
     database.begin(connection, LONGEST_SEC)
-    try:
-        yield
-    except BaseException:
-        connection.rollback()
-        raise
+    yield
     if keep:
         connection.commit()
     else:

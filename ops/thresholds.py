@@ -21,6 +21,7 @@ from thresholds import Kind
 
 HEADER = ("id", "device", "sensor", "condition", "severity", "debounce", "enabled", "open")
 _SHOWN = 20
+_PATH = 4096
 
 
 def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,7 +55,7 @@ def _set_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--max", metavar="N", help="wrong above N")
     kinds.add_argument("--min", metavar="N", help="wrong below N")
-    kinds.add_argument("--rate", metavar="N", help="wrong when rising (-N: falling) faster, a second")
+    kinds.add_argument("--rate", metavar="N", help="wrong when rising faster a second; --rate=-N: falling")
     kinds.add_argument("--silence", metavar="SEC", help="wrong when nothing comes for SEC (or 5m, 2h, 1d)")
     kinds.add_argument("--equals", metavar="TEXT", help="wrong while the state is TEXT")
     kinds.add_argument("--differs", metavar="TEXT", help="wrong while the state is another")
@@ -165,7 +166,9 @@ def _delete(settings: Settings, chosen: argparse.Namespace) -> int:
         return session.complain("no rule has patterns that match; nothing was deleted")
     unknown = sorted(set(chosen.ids) - {rule.id for rule in gone})
     if unknown:
-        return session.complain(f"there is no rule with the id {', '.join(shown(one) for one in unknown)}")
+        return session.complain(
+            f"there is no rule with the id {', '.join(shown(one, rules.MAX_NAME) for one in unknown)}"
+        )
     return 0
 
 
@@ -175,10 +178,10 @@ def _import(settings: Settings, file: str, *, replace: bool, dry: bool) -> int:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         found = rule_files.read(data, as_json=as_json)
     except OSError as error:
-        raise Refused(f"cannot read {shown(file)}: {error.strerror}") from None
+        raise Refused(f"cannot read {shown(file, _PATH)}: {error.strerror}") from None
     except Unusable as unusable:
         print(unusable, file=sys.stderr)
-        raise Refused(f"{shown(file)} was not imported; nothing was changed") from None
+        raise Refused(f"{shown(file, _PATH)} was not imported; nothing was changed") from None
     with connected(settings) as connection, transaction(connection, keep=not dry):
         counts = rule_store.put(connection, found, replace=replace)
     print(f"dry run: {counts}" if dry else counts)

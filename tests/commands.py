@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -86,30 +87,43 @@ def good_cells(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-NASTY = st.one_of(
-    st.none(),
-    st.floats(),
-    st.sampled_from([0.0, -0.0, -1.0, 1.0, 1e9, 86_400.0 * 31, 86_400.0 * 31 + 1e-3, float("inf")]),
-)
+_EDGES = (0.0, 5e-324, 1.0, 86_400.0 * 31, 86_400.0 * 31 + 1e-3, 1e9 - 1e-6, 1e9, 1e308, math.inf)
+EDGES = (None, math.nan, *_EDGES, *(-edge for edge in _EDGES))
+NASTY = st.one_of(st.sampled_from(EDGES), st.floats())
+_NAMES = ("", "x", "x" * 100, "x" * 101, "é" * 100)
+# Every value that lies at an edge of what a column takes.
+WRONG: dict[str, tuple[Any, ...]] = {
+    "device": _NAMES,
+    "sensor": _NAMES,
+    "id": _NAMES,
+    "kind": (*sorted(KINDS), "MAX", "", "between"),
+    "severity": (None, "warning", "critical", "Warning", "", "fatal"),
+    "text": (None, "", "open"),
+    "debounce_count": (None, 0, -1, 1, 2, 2**31, 2**31 - 1),
+    **dict.fromkeys(("value", "window_sec", "hysteresis", "debounce_sec"), EDGES),
+}
+GOOD: dict[str, dict[str, Any]] = {
+    "min": {"value": 1.0},
+    "max": {"value": 1.0},
+    "rate": {"value": 1.0, "window_sec": 60.0},
+    "silence": {"value": 60.0},
+    "equals": {"text": "open"},
+    "differs": {"text": "open"},
+}
+
+
+def edge_cells() -> Iterator[dict[str, Any]]:
+    """Every good rule with one column at an edge."""
+    for kind, cells in GOOD.items():
+        for column, edges in WRONG.items():
+            for edge in edges:
+                yield {"device": "d", "sensor": "s", "id": "x", "kind": kind, **cells, column: edge}
 
 
 @st.composite
 def any_cells(draw: st.DrawFn) -> dict[str, Any]:
     """A rule that may be wrong in any way that a column's type allows, mostly in one or two."""
     cells = draw(good_cells())
-    wrong = {
-        "device": st.sampled_from(["", "x" * 101, "é" * 100]),
-        "sensor": st.sampled_from(["", "x" * 101, "é" * 100]),
-        "id": st.sampled_from(["", "x" * 101, "é" * 100]),
-        "kind": st.sampled_from([*sorted(KINDS), "MAX", "", "between"]),
-        "severity": st.sampled_from(["Warning", "", "fatal", "critical"]),
-        "value": NASTY,
-        "window_sec": NASTY,
-        "hysteresis": NASTY,
-        "debounce_sec": NASTY,
-        "debounce_count": st.sampled_from([None, 0, -1, 1, 2, 2**31, 2**31 - 1]),
-        "text": st.one_of(st.none(), st.just(""), st.just("open")),
-    }
-    for column in draw(st.lists(st.sampled_from(sorted(wrong)), max_size=3, unique=True)):
-        cells[column] = draw(wrong[column])
+    for column in draw(st.lists(st.sampled_from(sorted(WRONG)), max_size=3, unique=True)):
+        cells[column] = draw(NASTY if WRONG[column] is EDGES else st.sampled_from(WRONG[column]))
     return cells
