@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import main
@@ -45,6 +46,8 @@ def commands(
     return run
 
 
+# A busy machine is no finding.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LETTERS = st.characters(exclude_characters="\x00", exclude_categories=["Cs"])
 # Names with what CSV, LIKE and regular expressions make something of.
 ODD = st.sampled_from(list("ab*?%_\\\"',;. \n\r\t()[]+^$|#é漢"))

@@ -28,14 +28,16 @@ from ops import rule_files, rule_store
 from ops.globs import like, like_of
 from ops.rules import Wrong, accept
 from rules import _glob
-from tests.commands import NAMES, Command, any_cells, commands, edge_cells, good_cells
+from tests.commands import NAMES, PATIENT, Command, any_cells, commands, edge_cells, good_cells
 from tests.support import ROOT, Database, wait_until
 from tests.writing import InBackground
 
 AWAY = "postgresql://sluice:s3cret-word@127.0.0.1:1/none"
 KITCHEN = ("--device", "kitchen", "--sensor", "temperature")
 COLUMNS = "id, device_pattern, sensor_pattern, kind, value, value_text, hysteresis, severity, enabled"
-IN_DATABASE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_DATABASE = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 INSERT = """
     insert into thresholds (id, device_pattern, sensor_pattern, kind, severity, value, value_text,
         window_sec, hysteresis, debounce_count, debounce_sec, enabled, sensor_id)
@@ -409,7 +411,7 @@ def test_a_glob_means_the_same_in_sql_as_in_the_rules(database: Database) -> Non
     query = f"select %(n)s like %(l)s, %(n)s like {like_of('p')} from (select %(p)s::text as p) as one"
     with psycopg.connect(database.url, autocommit=True) as connection:
 
-        @settings(deadline=None, max_examples=300)
+        @settings(PATIENT, max_examples=300)
         @given(patterns_and_names())
         def agrees(drawn: tuple[str, str]) -> None:
             pattern, name = drawn

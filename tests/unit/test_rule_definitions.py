@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ops import rules
 from ops.quantities import duration_text, finite, number_text
 from ops.rules import Definition, Wrong, accept
-from tests.commands import any_cells, good_cells
+from tests.commands import PATIENT, any_cells, good_cells
 from thresholds import Kind, Severity
 
 MAX: dict[str, Any] = {"device": "kitchen", "sensor": "temperature", "kind": "max", "value": "30"}
@@ -50,11 +50,13 @@ def test_durations_take_units(text: str, seconds: float) -> None:
     assert accept({**MAX, "debounce_sec": text}).debounce_sec == seconds
 
 
+@PATIENT
 @given(st.floats(0, 1e9, exclude_max=True))
 def test_a_duration_in_words_reads_back_as_itself(seconds: float) -> None:
     assert finite(duration_text(seconds), duration=True) == pytest.approx(seconds, rel=1e-15)
 
 
+@PATIENT
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_in_words_reads_back_as_exactly_itself(number: float) -> None:
     assert finite(number_text(number)).hex() == number.hex()
@@ -118,6 +120,7 @@ def test_everything_that_is_wrong_is_named() -> None:
     assert {column for column, _ in caught.value.problems} == {"device", "sensor", "value", "severity"}
 
 
+@PATIENT
 @given(good_cells())
 def test_a_good_rule_is_accepted_and_says_what_was_given(cells: dict[str, Any]) -> None:
     found = accept(cells)
@@ -134,6 +137,7 @@ def accepted_or_words(cells: dict[str, Any]) -> bool:
         return bool(wrong.problems) and all(sentence.isprintable() for _, sentence in wrong.problems)
 
 
+@PATIENT
 @given(any_cells())
 def test_whatever_comes_is_accepted_or_refused_in_words(cells: dict[str, Any]) -> None:
     assert accepted_or_words(cells)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ops import rule_files
 from ops.rule_files import Unusable
 from ops.rules import COLUMNS, Definition, accept
-from tests.commands import good_cells
+from tests.commands import PATIENT, good_cells
 
 HEADER = "device,sensor,kind,value"
 
@@ -65,6 +65,7 @@ def test_an_empty_state_is_a_state_and_other_empty_texts_are_none() -> None:
     assert (states.text, limits.text) == ("", None)
 
 
+@PATIENT
 @given(st.lists(good_cells(), max_size=5))
 def test_what_is_written_reads_back_as_exactly_the_same(cells: list[dict[str, Any]]) -> None:
     rules = list({rule.id: rule for rule in map(accept, cells)}.values())
@@ -142,11 +143,13 @@ def test_json_that_holds_no_rules_is_refused_in_words(text: str, words: str) -> 
     assert any(words in line for line in told), told
 
 
+@PATIENT
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_rules_or_refused(data: bytes, as_json: bool) -> None:
     assert read_or_words(data, as_json=as_json)
 
 
+@PATIENT
 @given(
     st.lists(st.lists(st.sampled_from([*COLUMNS, "max", "", '"', "\n", "1", ";"]), max_size=6), max_size=4)
 )
