@@ -1,7 +1,7 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
-`python main.py` runs a worker; `python main.py verify` proves the ledger. Exit status: 0 finished or in
-order, 1 something is wrong, 2 wrong usage or configuration.
+`python main.py` runs a worker; `verify` proves the ledger, `thresholds` and `series` edit what they heed.
+Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
 from __future__ import annotations
@@ -317,19 +317,26 @@ def worker(settings: Settings) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
+    from ops import series, thresholds, verify
+
     parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("worker", help="run a worker (the default)")
-    verify = commands.add_parser("verify", help="prove that every entry is accounted for")
-    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verifying = commands.add_parser("verify", help="prove that every entry is accounted for")
+    verifying.add_argument("--json", action="store_true", help="print one JSON object")
+    thresholds.add_arguments(commands)
+    series.add_arguments(commands)
     chosen = parser.parse_args(arguments)
+    if "action" in chosen and not chosen.action:
+        chosen.show_help()
+        return 2
     try:
         settings = config.load()
         log.configure(settings.log_level, settings.log_format)
         if chosen.command == "verify":
-            from ops import verify as verification
-
-            return verification.main(settings, as_json=chosen.json)
+            return verify.main(settings, as_json=chosen.json)
+        if "action" in chosen:
+            return int(chosen.run(settings, chosen))
         return worker(settings)
     except ConfigError as error:
         print(f"sluice: {error}", file=sys.stderr)
