@@ -119,8 +119,10 @@ def is_world(error: BaseException) -> bool:
     return error.sqlstate[:2] in _WORLD_CLASSES or error.sqlstate in _SCHEMA_STATES | _CHANGED_STATES
 
 
-def is_refused(error: psycopg.Error) -> bool:
+def is_refused(error: BaseException) -> bool:
     """Whether a first connection failed for good: a wrong password, a database that does not exist."""
+    if not isinstance(error, psycopg.Error):
+        return False
     return (error.sqlstate or "")[:2] in ("28", "3D") or bool(_REFUSALS.search(str(error)))
 
 

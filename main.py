@@ -87,6 +87,8 @@ class DatabaseWriterService:
             self._stats,
             now=lambda: datetime.now(UTC),
             on_outage=self._reader.during_outage,
+            on_due=self.publisher.wake if self.publisher else lambda: None,
+            caught_up_at=lambda: self._reader.caught_up_at,
         )
 
     def run(self) -> None:
@@ -255,6 +257,8 @@ def _writer_options(settings: Settings) -> WriterOptions:
         partitions_ahead_days=settings.partitions_ahead_days,
         accept_unknown_series=settings.unknown_series is UnknownSeries.ACCEPT,
         rules_reload_sec=settings.rules_reload_sec,
+        publish_alerts=settings.mqtt_url is not None,
+        holder=f"{settings.consumer_name}:{uuid.uuid4()}",
     )
 
 

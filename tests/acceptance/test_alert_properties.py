@@ -76,7 +76,7 @@ class Workers:
             self._restart(number)
 
     def _restart(self, number: int) -> None:
-        self._rigs[number].writer._disconnect()  # as the end of a process does, with nothing written
+        self._rigs[number].writer._session.drop()  # as the end of a process does, with nothing written
         self._rigs[number] = self._start()
 
 

@@ -344,7 +344,7 @@ def test_dropping_while_a_reader_holds_the_table_does_not_keep_anybody_from_writ
             # The reader is still there; what was begun on the server must not go on holding the lock.
             outcomes.append(other.writer.write(batch_of(on_day(16_001))))
         assert {s.fate for outcome in outcomes for s in outcome.settled} == {Fate.STORED}
-        keeper.writer._next_upkeep = 0.0
+        keeper.writer._housekeeping._next_partitions = 0.0
         keeper.writer.upkeep()
     assert set(attached(plain_database)) >= {name(DAY)}
     assert name(15_000) not in tables(plain_database)
