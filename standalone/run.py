@@ -31,13 +31,14 @@ import config
 import database
 import redis_client
 from config import ConfigError, Settings
-from ops import migrate
+from ops import migrate, rule_files, rule_store
 from ops.ledger import Books, read_ledger
 from retry import StopFlag
 from standalone import screen
 from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey, die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
+_RULES = Path(__file__).parent / "data" / "rules.csv"
 DRAIN_SEC = 10.0
 _NEWEST = sql.SQL(
     """
@@ -47,6 +48,13 @@ _NEWEST = sql.SQL(
     order by "timestamp" desc limit 8
     """
 )
+_ALERTS = """
+    select status, severity, device_id, sensor_type,
+        threshold_type || ' ' || coalesce(threshold_value::text, threshold_text),
+        coalesce(round(peak_value::numeric, 2)::text, value_text, ''),
+        extract(epoch from now() - created_at)::float8
+    from alerts where status <> 'pending' order by greatest(created_at, resolved_at) desc limit 8
+"""
 
 
 class Trouble(Exception):
@@ -95,6 +103,8 @@ class Standalone:
                 signal.signal(number, self._on_signal)
             settings = self._settings(stack)
             self._migrate(settings)
+            if not self._chosen.no_demo:
+                self._make_rules(settings)
             if not self._stop.is_set():
                 self._work(settings)
         self._out.print(f"Everything is stopped. The data stays in {self._home}.", soft_wrap=True)
@@ -152,6 +162,16 @@ class Standalone:
         with contextlib.redirect_stdout(sys.stderr if self._out.is_terminal else sys.stdout):
             migrate.upgrade(settings)
 
+    def _make_rules(self, settings: Settings) -> None:
+        """The demo's rules, for its own devices, where there are none yet."""
+        with database.connect(settings.database_url.get_secret_value(), timeout_sec=30) as connection:
+            if connection.execute("select from thresholds limit 1").fetchone() is None:
+                rules = rule_files.read(_RULES.read_bytes(), as_json=False)
+                rule_store.put(connection, rules)
+                self._out.print(
+                    f"✓ {len(rules)} rules for the demo made; see them: main.py thresholds list"
+                )
+
     def _work(self, settings: Settings) -> None:
         worker = self._child("worker", "main.py")
         replay = None if self._chosen.no_demo else self._child("replay", "-m", "standalone.replay")
@@ -173,7 +193,8 @@ class Standalone:
             mark = "✓" if status in (0, -signal.SIGTERM) else "✗"
             self._out.print(f"{mark} worker stopped, status {status}")
         books = self._books(settings, client)
-        self._out.print(screen.table(books, 0, self._newest(settings), ""))
+        alerts, newest = self._look(settings)
+        self._out.print(screen.table(books, 0, alerts, newest, ""))
         self._out.print(screen.accounted(books), soft_wrap=True)
         # -SIGTERM: it was stopped before Python had loaded it, so it had read nothing
         if status not in (0, -signal.SIGTERM) or books.missing:
@@ -194,7 +215,7 @@ class Standalone:
                         books = self._books(settings, client)
                         rate = self._rate.see(time.monotonic(), books.settled)
                         state = f"{screen.accounted(books)}   Ctrl-C stops everything"
-                        live.update(screen.table(books, rate, self._newest(settings), state), refresh=True)
+                        live.update(screen.table(books, rate, *self._look(settings), state), refresh=True)
                     except (redis.RedisError, psycopg.Error) as error:
                         live.update(f"a server is away: {type(error).__name__}", refresh=True)
                 self._stop.pause(min(1.0, ends - time.monotonic()))
@@ -219,18 +240,16 @@ class Standalone:
             time.sleep(0.1)
 
     def _books(self, settings: Settings, client: redis.Redis) -> Books:
-        return read_ledger(
-            client,
-            settings.consumer_group_name,
-            settings.stream_pattern,
-            settings.dead_letter_stream,
-            settings.event_streams(),
-        ).total
+        group, pattern = settings.consumer_group_name, settings.stream_pattern
+        dead_letters, events = settings.dead_letter_stream, settings.event_streams()
+        return read_ledger(client, group, pattern, dead_letters, events).total
 
-    def _newest(self, settings: Settings) -> list[screen.Newest]:
+    def _look(self, settings: Settings) -> tuple[list[screen.Alerted], list[screen.Newest]]:
+        """The newest alerts, those that are active first, and the newest readings."""
         with database.connect(settings.database_url.get_secret_value(), timeout_sec=10) as connection:
+            alerts = [screen.Alerted(*row) for row in connection.execute(_ALERTS)]
             query = _NEWEST.format(table=sql.Identifier(settings.table_name))
-            return [screen.Newest(*row) for row in connection.execute(query)]
+            return alerts, [screen.Newest(*row) for row in connection.execute(query)]
 
     def _child(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self._home / f"{name}.log").open("ab") as log:

@@ -20,6 +20,16 @@ class Newest(NamedTuple):
     age_sec: float
 
 
+class Alerted(NamedTuple):
+    status: str
+    severity: str
+    device_id: str
+    sensor_type: str
+    rule: str
+    peak: str
+    since_sec: float
+
+
 class Rate:
     """Entries a second, over the last few looks."""
 
@@ -32,8 +42,10 @@ class Rate:
         return max(0.0, (after - before) / (last - first)) if last > first else 0.0
 
 
-def table(books: Books, rate: float, newest: Sequence[Newest], state: str) -> RenderableType:
-    """The ledger of the group and, below, the newest readings in the table."""
+def table(
+    books: Books, rate: float, alerts: Sequence[Alerted], newest: Sequence[Newest], state: str
+) -> RenderableType:
+    """The ledger of the group and, below, the newest alerts and the newest readings."""
     ledger = Table(title="Sluice", title_style="bold", expand=False)
     columns = ("entries/s", "lag", "stored", "duplicate", "dead-lettered", "pending")
     numbers = (rate, books.unread, books.stored, books.duplicate, books.dead_lettered, books.pending)
@@ -52,7 +64,31 @@ def table(books: Books, rate: float, newest: Sequence[Newest], state: str) -> Re
             plain(reading.value),
             f"{reading.age_sec:.1f} s",
         )
-    return Group(ledger, readings, Text(state, style="dim"))
+    return Group(ledger, *_alerts(alerts), readings, Text(state, style="dim"))
+
+
+def _alerts(alerts: Sequence[Alerted]) -> Sequence[RenderableType]:
+    """A table of alerts, where there are any."""
+    if not alerts:
+        return ()
+    shown = Table(title="newest alerts", title_style="bold", expand=False)
+    for column in ("alert", "severity", "device", "sensor", "rule"):
+        shown.add_column(column)
+    shown.add_column("peak", justify="right")
+    shown.add_column("since", justify="right")
+    for alert in alerts:
+        style = "" if alert.status == "resolved" else "red" if alert.severity == "critical" else "yellow"
+        shown.add_row(
+            alert.status,
+            alert.severity,
+            plain(alert.device_id),
+            plain(alert.sensor_type),
+            plain(alert.rule),
+            plain(alert.peak),
+            f"{alert.since_sec:.0f} s",
+            style=style,
+        )
+    return (shown,)
 
 
 def plain(text: str) -> Text:
