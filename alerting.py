@@ -46,6 +46,9 @@ class _Seen:
     newest: dict[Series, tuple[int, bytes]]
 
 
+_NOTHING = _Seen({}, {}, {}, [], {})
+
+
 class Alerting:
     """Judges stored readings by the rules in memory. Belongs to the thread of its connection.
 
@@ -76,12 +79,13 @@ class Alerting:
         runs = list(self._rules.runs(stored))
         if not runs:
             return Judged()
-        exclusive = not self._open.issuperset(_violations(runs))
-        seen = self._look(connection, runs, exclusive=exclusive)
+        violated = _violations(runs)
+        exclusive = not self._open.issuperset(violated)
+        seen = self._look(connection, runs, violated, exclusive=exclusive)
         if seen.unopened and not exclusive:
             # Not an upgrade, which two could want of each other: give the lock back and queue for it.
             alert_store.unlock(connection)
-            seen = self._look(connection, runs, exclusive=True)
+            seen = self._look(connection, runs, violated, exclusive=True)
         return self._apply(connection, seen)
 
     def committed(self, judged: Judged) -> None:
@@ -89,7 +93,9 @@ class Alerting:
         self._open |= judged.opened
         self._open -= judged.closed
 
-    def _look(self, connection: BoundedConnection, runs: Sequence[Run], *, exclusive: bool) -> _Seen:
+    def _look(
+        self, connection: BoundedConnection, runs: Sequence[Run], violated: set[Key], *, exclusive: bool
+    ) -> _Seen:
         """Take the lock, then learn in new statements, which see what was committed before, who opened
         alerts meanwhile. Numbers are given under the exclusive lock: they follow the order of commits.
         """
@@ -97,11 +103,13 @@ class Alerting:
         meanwhile, self._number = alert_store.opened_since(connection, self._number)
         self._open |= meanwhile
         rates = alert_store.rates(connection, self._table, runs)
-        violated = _violations(runs) | {
+        violated = violated | {
             key
             for key, samples in rates.items()
             if (rule := self._rules.get(key[0])) and _any_violates(rule, samples)
         }
+        if not violated and not self._open:
+            return _NOTHING
         touched = {
             key: (rule, run)
             for run in runs
@@ -119,6 +127,8 @@ class Alerting:
 
     def _apply(self, connection: BoundedConnection, seen: _Seen) -> Judged:
         judged, changes = Judged(), Changes()
+        if not seen.touched:
+            return judged
         for key in sorted(seen.touched):
             rule, run = seen.touched[key]
             before = seen.open_now.get(key)

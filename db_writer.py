@@ -179,9 +179,7 @@ class DatabaseWriter:
         fates, judged = self._session.call(
             lambda: self._attempt(readings, staged or failures > 0), in_hand=True, on_error=failed
         )
-        self._registry.note(
-            [one for one, fate in zip(readings, fates, strict=True) if isinstance(fate, RowFate)]
-        )
+        self._registry.note(_those(readings, fates, (RowFate.STORED, RowFate.DUPLICATE)))
         self._alerting.committed(judged)
         self._stats.alerts_opened += judged.activated
         self._stats.alerts_resolved += judged.resolved
@@ -215,9 +213,8 @@ class DatabaseWriter:
         self, connection: BoundedConnection, readings: Sequence[Reading], fates: Sequence[Answer]
     ) -> Judged:
         """What is new in the table goes to the alerts; what was there already has been there before."""
-        stored = [one for one, fate in zip(readings, fates, strict=True) if fate is RowFate.STORED]
         try:
-            return self._alerting.judge(connection, stored)
+            return self._alerting.judge(connection, _those(readings, fates, (RowFate.STORED,)))
         except psycopg.Error as error:
             if database.is_row_fault(error):
                 raise AlertsRefused(describe(error)) from error
@@ -269,6 +266,15 @@ class DatabaseWriter:
 
             self._session.call(ask, in_hand=True)
         return self._registry.refused(readings)
+
+
+def _those(
+    readings: Sequence[Reading], fates: Sequence[Answer], wanted: tuple[RowFate, ...]
+) -> Sequence[Reading]:
+    """The readings with these fates; usually all of them are stored."""
+    if fates.count(RowFate.STORED) == len(fates):
+        return readings
+    return [one for one, fate in zip(readings, fates, strict=True) if fate in wanted]
 
 
 def _refused(event: DeviceEvent, error: psycopg.Error) -> Rejection:

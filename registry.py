@@ -1,6 +1,6 @@
 """The registry: which series and devices there are, their newest values, and which are switched off.
 
-What comes in is noted in memory and written about twice a second, each series once, in a transaction of
+What comes in is noted in memory and written about once a second, each series once, in a transaction of
 its own and in the order of the key: in the transaction of the readings, or in another order, workers
 deadlock. A series or a status that is new is written before its entries are acknowledged, so a crash brings
 it again. Of known series a crash may cost the newest values of the last second: the sweep repairs them.
@@ -11,24 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from typing import NamedTuple
 
 import registry_sql as statements
 from database import BoundedConnection
 from schema import Answer, DeviceStatus, Reading, Reason, Rejection, RowFate
 from thresholds import Series
 
-FLUSH_SEC = 0.5
-LONGEST_SEC = 5.0  # behind, where writing takes so long that more often would cost too much
+FLUSH_SEC = 0.8
+LONGEST_SEC = 3.0  # behind, where writing takes so long that more often would cost too much
 SHARE = 0.04  # of a worker's time, at most, that writing the registry may take
 _MOST_KNOWN = 2_000_000
-
-
-class _Last(NamedTuple):
-    time_us: int
-    value: float | None
-    text: str | None
-    noted: float
 
 
 class Registry:
@@ -44,7 +36,7 @@ class Registry:
         self._known: set[Series] = set()
         self._inactive: set[Series] = set()
         self._owners: dict[str, str] = {}
-        self._dirty: dict[Series, _Last] = {}
+        self._dirty: dict[Series, Reading] = {}
         self._statuses: dict[str, DeviceStatus] = {}
         self._new_owners: set[str] = set()
         self._urgent = False
@@ -116,23 +108,18 @@ class Registry:
 
     def note(self, stored: Sequence[Reading]) -> None:
         """Remember the newest of each series; `stored` is sorted by key, and in the table."""
-        noted = self._clock()
-        if len(self._known) > _MOST_KNOWN:
-            self._known.clear()
-        before: Reading | None = None
-        for reading in reversed(stored):
-            if before and before[1] == reading[1] and before[0] == reading[0]:
-                continue
-            before = reading
-            series = reading[:2]
-            last = self._dirty.get(series)
-            if last is None or reading.timestamp_us >= last.time_us:
-                self._dirty[series] = _Last(reading.timestamp_us, reading.value, reading.value_text, noted)
-            else:
-                self._dirty[series] = last._replace(noted=noted)
-            if series not in self._known:
-                self._known.add(series)
-                self._urgent = True
+        newest: dict[Series, Reading] = {reading[:2]: reading for reading in stored}
+        dirty = self._dirty
+        for series, reading in newest.items():
+            last = dirty.get(series)
+            if last is None or reading[2] >= last[2]:
+                dirty[series] = reading
+        new = newest.keys() - self._known
+        if new:
+            self._urgent = True
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+            self._known |= new
 
     def forget_device(self, device: str) -> None:
         """This device is being deleted: write nothing of it any more."""
@@ -154,17 +141,12 @@ class Registry:
 
     def flush(self, connection: BoundedConnection) -> None:
         """Write what was noted. To be committed by the caller, who then calls `flushed`."""
-        now = self._clock()
         series = sorted(self._dirty)
         if series:
-            connection.execute(
-                statements.UPSERT_SERIES, _series_columns(series, self._dirty, self._owners, now)
-            )
-        devices = dict.fromkeys(self._statuses, 0.0)
-        for name in series:
-            devices[name[0]] = max(devices.get(name[0], 0.0), self._dirty[name].noted)
+            connection.execute(statements.UPSERT_SERIES, _series_columns(series, self._dirty, self._owners))
+        devices = sorted({device for device, _ in series} | self._statuses.keys())
         if devices:
-            connection.execute(statements.UPSERT_DEVICES, self._device_columns(devices, now))
+            connection.execute(statements.UPSERT_DEVICES, self._device_columns(devices))
 
     def flushed(self, took: float) -> None:
         """What `flush` wrote has committed; it took so many seconds."""
@@ -174,30 +156,27 @@ class Registry:
         self._urgent = False
         self._next_flush = self._clock() + min(LONGEST_SEC, max(FLUSH_SEC, took / SHARE))
 
-    def _device_columns(self, devices: dict[str, float], now: float) -> dict[str, list[object]]:
-        names = sorted(devices)
-        statuses = [self._statuses.get(name) for name in names]
+    def _device_columns(self, devices: Sequence[str]) -> dict[str, list[object]]:
+        statuses = [self._statuses.get(device) for device in devices]
         return {
-            "devices": list(names),
-            "owners": [self._owners.get(name, "") for name in names],
-            "ages": [now - devices[name] if devices[name] else 0.0 for name in names],
+            "devices": list(devices),
+            "owners": [self._owners.get(device, "") for device in devices],
             "statuses": [one and ("online" if one.online else "offline") for one in statuses],
             "times": [one and statements.moment(one.time_us) for one in statuses],
         }
 
 
 def _series_columns(
-    series: Sequence[Series], dirty: dict[Series, _Last], owners: dict[str, str], now: float
+    series: Sequence[Series], dirty: dict[Series, Reading], owners: dict[str, str]
 ) -> dict[str, list[object]]:
-    lasts = [dirty[name] for name in series]
+    newest = [dirty[name] for name in series]
     return {
         "devices": [device for device, _ in series],
         "sensors": [sensor for _, sensor in series],
         "owners": [owners.get(device, "") for device, _ in series],
-        "ages": [now - last.noted for last in lasts],
-        "times": [statements.moment(last.time_us) for last in lasts],
-        "values": [last.value for last in lasts],
-        "texts": [last.text for last in lasts],
+        "times": [statements.moment(reading.timestamp_us) for reading in newest],
+        "values": [reading.value for reading in newest],
+        "texts": [reading.value_text for reading in newest],
     }
 
 

@@ -16,16 +16,16 @@ THESE_SERIES = """
     where (device_id, sensor_type) in (select * from unnest(%(devices)s::text[], %(sensors)s::text[]))
 """
 # Sorted, so that workers which write the same series wait for each other in turn. A value older than the
-# one that is there stays out, whoever comes last. Ages, not times: the database's clock is everybody's.
+# one that is there stays out, whoever comes last. When it was seen is told by the database's clock.
 UPSERT_SERIES = """
     insert into series as s (
         device_id, sensor_type, owner, last_seen, last_time, last_value, last_value_text
     )
-    select device, sensor, owner, now() - make_interval(secs => age), moment, value, value_text
+    select device, sensor, owner, now(), moment, value, value_text
     from unnest(
-        %(devices)s::text[], %(sensors)s::text[], %(owners)s::text[], %(ages)s::float8[],
-        %(times)s::timestamptz[], %(values)s::float8[], %(texts)s::text[]
-    ) as noted (device, sensor, owner, age, moment, value, value_text)
+        %(devices)s::text[], %(sensors)s::text[], %(owners)s::text[], %(times)s::timestamptz[],
+        %(values)s::float8[], %(texts)s::text[]
+    ) as noted (device, sensor, owner, moment, value, value_text)
     order by device collate "C", sensor collate "C"
     on conflict (device_id, sensor_type) do update set
         owner = case when excluded.owner = '' then s.owner else excluded.owner end,
@@ -38,11 +38,10 @@ UPSERT_SERIES = """
 """
 UPSERT_DEVICES = """
     insert into devices as d (device_id, owner, last_seen, status, status_time)
-    select device, owner, now() - make_interval(secs => age), status, status_time
+    select device, owner, now(), status, status_time
     from unnest(
-        %(devices)s::text[], %(owners)s::text[], %(ages)s::float8[], %(statuses)s::text[],
-        %(times)s::timestamptz[]
-    ) as noted (device, owner, age, status, status_time)
+        %(devices)s::text[], %(owners)s::text[], %(statuses)s::text[], %(times)s::timestamptz[]
+    ) as noted (device, owner, status, status_time)
     order by device collate "C"
     on conflict (device_id) do update set
         owner = case when excluded.owner = '' then d.owner else excluded.owner end,
@@ -52,7 +51,7 @@ UPSERT_DEVICES = """
         status_time = greatest(d.status_time, excluded.status_time)
 """
 # One page of the registry against the readings: what is newer there was stored by a worker that ended
-# before it could write it here.
+# before it could write it here. What is newer than some seconds, its worker will still write itself.
 REPAIR = sql.SQL(
     """
     with page as (
@@ -62,11 +61,12 @@ REPAIR = sql.SQL(
     ), newer as (
         select page.device_id, page.sensor_type, found."timestamp", found.value, found.value_text
         from page, lateral (
-            select r."timestamp", r.value, r.value_text from {table} r
+            select r."timestamp", r.value, r.value_text, r.created_at from {table} r
             where r.device_id = page.device_id and r.sensor_type = page.sensor_type
               and r."timestamp" > coalesce(page.last_time, '1970-01-01Z')
             order by r."timestamp" desc, r.message_id desc limit 1
         ) found
+        where found.created_at < now() - make_interval(secs => %(settled)s)
     ), locked as (
         select s.device_id, s.sensor_type from series s join newer using (device_id, sensor_type)
         order by s.device_id, s.sensor_type for update of s

@@ -41,7 +41,11 @@ class Run(NamedTuple):
     def beyond(self) -> bool:
         """Whether any value lies beyond the bounds of all rules together."""
         low, high = self.watched.low, self.watched.high
-        return any(one.value is not None and (one.value > high or one.value < low) for one in self.readings)
+        for one in self.readings:  # a loop: this is asked of every reading of a watched series
+            value = one[4]
+            if value is not None and (value > high or value < low):
+                return True
+        return False
 
 
 class Rules:

@@ -25,6 +25,7 @@ LEASE_SEC = 15.0
 GAP_SEC = 10.0  # not listening for longer than this is a gap
 NOTE_SEC = 5.0  # how often it is written down how far the listening went
 SHARE = 0.05  # of a worker's time, at most, that sweeping may take
+SETTLED_SEC = 10.0  # after which the registry should know of a reading
 PAGE = 500  # series compared with the readings in one sweep
 
 
@@ -131,7 +132,8 @@ class Sweep:
         """Compare the next page of the registry with the readings; after the last page, the first."""
         device, sensor = self._after
         query = REPAIR.format(table=sql.Identifier(self._table))
-        row = connection.execute(query, {"device": device, "sensor": sensor, "most": PAGE}).fetchone()
+        asked = {"device": device, "sensor": sensor, "most": PAGE, "settled": SETTLED_SEC}
+        row = connection.execute(query, asked).fetchone()
         seen, repaired, *last = row or (0, 0, "", "")
         self._after = (last[0], last[1]) if seen == PAGE else ("", "")
         return int(repaired)
