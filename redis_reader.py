@@ -114,7 +114,7 @@ class RedisReader:
         self._readings_per_entry = 1.0
         self._pause = 0.0
         self._idle = False
-        self._caught_up = clock()
+        self._caught_up = -inf
         self._next_lease = self._next_trim = 0.0
 
     def eviction_policy(self) -> str:
@@ -215,24 +215,29 @@ class RedisReader:
             self._streams.discover()
         if not self._streams.keys:
             longest = min(self._options.block_sec, self._options.discovery_interval_sec)
-            self._stop.wait(max(0.0, min(longest, until - self._clock())))
             self._caught_up = self._clock()
+            self._stop.wait(max(0.0, min(longest, until - self._clock())))
             return []
         entries: list[Entry] = []
+        # When it was asked, not answered: this process may be stopped between the answer and the clock.
+        asked = self._clock()
         blocking = len(self._streams.keys) <= min(BLOCKING_STREAMS, self._budget)
         if not (self._idle and blocking):
             entries = self._read_round()
         if not entries and not self._stop.is_set():
-            entries = self._block(until) if blocking else self._rest()
+            if blocking:
+                entries, asked = self._block(until)
+            else:
+                entries = self._rest()
         self._idle = not entries
         if len(entries) < self._budget:
-            self._caught_up = self._clock()
+            self._caught_up = asked
         self._adapt(entries)
         return entries
 
     @property
     def caught_up_at(self) -> float:
-        """When, by the clock, a read last came back with everything there was."""
+        """Until when, by the clock, everything there was has been read; minus infinity before the first."""
         return self._caught_up
 
     def _read_round(self) -> list[Entry]:
@@ -267,14 +272,21 @@ class RedisReader:
             done += len(chunk)
         return entries, busy, done
 
-    def _block(self, until: float) -> list[Entry]:
-        """Few streams: one blocking read over all of them, not beyond what is due next."""
+    def _block(self, until: float) -> tuple[list[Entry], float]:
+        """Few streams: one blocking read over all of them, not beyond what is due next.
+
+        Answers also until when there was nothing but these: an empty reply speaks for all of its wait.
+        """
         streams = self._streams.keys
         now = self._clock()
         until = min(until, self._streams.next_discovery, self._next_lease, now + self._options.block_sec)
         count = max(1, self._budget // len(streams))
-        found = self._streams.read(streams, [b">"] * len(streams), count, max(1, int((until - now) * 1000)))
-        return [Entry(stream, entry_id, fields or ()) for stream, raw in found for entry_id, fields in raw]
+        wait_ms = max(1, int((until - now) * 1000))
+        found = self._streams.read(streams, [b">"] * len(streams), count, wait_ms)
+        entries = [
+            Entry(stream, entry_id, fields or ()) for stream, raw in found for entry_id, fields in raw
+        ]
+        return entries, now if entries else min(now + wait_ms / 1000, self._clock())
 
     def _rest(self) -> list[Entry]:
         """Many streams: a pause that grows while nothing comes."""

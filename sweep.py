@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 
 import structlog
@@ -22,8 +23,7 @@ from registry_sql import REPAIR
 DUTY = "sweep"
 INTERVAL_SEC = 1.0
 LEASE_SEC = 15.0
-GAP_SEC = 10.0  # not listening for longer than this is a gap
-NOTE_SEC = 5.0  # how often it is written down how far the listening went
+GAP_SEC = 3.0  # not listening for longer than this, and than two sweeps, is a gap
 SHARE = 0.05  # of a worker's time, at most, that sweeping may take
 SETTLED_SEC = 10.0  # after which the registry should know of a reading
 PAGE = 500  # series compared with the readings in one sweep
@@ -42,8 +42,8 @@ class Swept:
 class Sweep:
     """The duty of one worker. Belongs to the thread of its connection.
 
-    `caught_up_at` answers when, by the clock, everything there was had been read. `publish`: alerts are
-    marked as due for publishing.
+    `caught_up_at` answers until when, by the clock, everything there was has been read; minus infinity
+    before the first read. `publish`: alerts are marked as due for publishing.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class Sweep:
         self._caught_up_at = caught_up_at
         self._clock = clock
         self._next = 0.0
-        self._next_note = 0.0
+        self._pace = INTERVAL_SEC
+        self._listens_since = inf  # this process; what lies before that is a gap, however short
         self._held_until = 0.0
         self._after = ("", "")  # the last series that was compared
 
@@ -89,27 +90,33 @@ class Sweep:
         """One sweep, in the caller's transaction. Raises psycopg errors."""
         orphaned = connection.execute(statements.RESOLVE_ORPHANS, {"due": self._publish}).rowcount
         connection.execute(statements.DROP_ORPHANS)
-        now = self._clock()
-        behind = now - self._caught_up_at()
-        if now >= self._next_note:
-            connection.execute(statements.LISTENED, {"duty": DUTY, "behind": behind, "gap": GAP_SEC})
-        silent = self._silences(connection, behind)
+        silent = self._silences(connection)
         repaired = self._repair(connection)
         return Swept(silent, orphaned, repaired, due=self._publish and bool(orphaned or silent))
 
     def done(self, took: float, swept: Swept) -> None:
         """The sweep has committed; it took so many seconds."""
-        now = self._clock()
-        self._next = now + max(INTERVAL_SEC, took / SHARE)
-        if now >= self._next_note:
-            self._next_note = now + NOTE_SEC
+        self._pace = max(INTERVAL_SEC, took / SHARE)
+        self._next = self._clock() + self._pace
         if swept.silent or swept.orphaned or swept.repaired:
             structlog.get_logger().info(
                 "swept", silent=swept.silent, orphaned=swept.orphaned, repaired=swept.repaired
             )
 
-    def _silences(self, connection: BoundedConnection, behind: float) -> int:
+    def _silences(self, connection: BoundedConnection) -> int:
         """Open an alert for each series that is silent, under the lock of whoever opens alerts."""
+        now, caught_up = self._clock(), self._caught_up_at()
+        if caught_up == -inf:
+            return 0  # what was sent meanwhile is not read yet
+        self._listens_since = min(self._listens_since, caught_up)
+        behind = now - caught_up
+        listened = {
+            "duty": DUTY,
+            "behind": behind,
+            "gap": max(GAP_SEC, 2 * self._pace),
+            "listens": now - self._listens_since,
+        }
+        connection.execute(statements.LISTENED, listened)
         asked = {"duty": DUTY, "behind": behind}
         if not connection.execute(statements.SILENT, asked).fetchall():
             return 0

@@ -33,15 +33,17 @@ RESOLVE_ORPHANS = sql.SQL(
 DROP_ORPHANS = sql.SQL(
     "with orphaned as ({orphaned}) delete from alerts using orphaned where alerts.id = orphaned.id"
 ).format(orphaned=_ORPHANED.format(status=sql.Literal("pending")))
-# How far the listening goes, and the last time that nobody listened.
+# How far the listening goes, and the last time that nobody listened. The time before the process listened
+# that says so is such a gap too; so is all before anybody listened.
 LISTENED = """
     update duties set
-        gap_began = case when gap then done_until else gap_began end,
+        gap_began = case when gap then coalesce(done_until, '-infinity') else gap_began end,
         gap_ended = case when gap then until else gap_ended end,
         done_until = greatest(done_until, until)
     from (
         select name as duty, until,
-            coalesce(until - done_until > make_interval(secs => %(gap)s), false) as gap
+            coalesce(until - done_until > make_interval(secs => %(gap)s)
+                or done_until < now() - make_interval(secs => %(listens)s), true) as gap
         from duties, cast(now() - make_interval(secs => %(behind)s) as timestamptz) as until
         where name = %(duty)s
     ) as listened

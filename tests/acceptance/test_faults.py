@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Self
 
 import psycopg
-import pytest
 import redis
 
-import config
 import redis_client
-from ops import migrate
 from standalone.servers import Postgres, Valkey
 from tests.support import Daemon, Database, add, books, everything_settled, wait_until
 
@@ -60,29 +56,6 @@ class Source:
         except redis.ResponseError as error:
             if "equal or smaller" not in str(error):
                 raise
-
-
-@pytest.fixture
-def own_valkey(server_folder: Path, tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that loses nothing it acknowledged, however it ends."""
-    server = Valkey(server_folder / f"valkey-{tmp_path.name[-20:]}", ["--appendfsync", "always"])
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def own_postgres(server_folder: Path, tmp_path: Path) -> Iterator[Postgres]:
-    server = Postgres(server_folder / f"postgres-{tmp_path.name[-20:]}")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def own_database(own_postgres: Postgres) -> Database:
-    migrate.upgrade(config.load(database_url=own_postgres.url))
-    return Database(own_postgres.url, timescale=False)
 
 
 def numbered(entries: int) -> list[dict[str, str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any
 
 import pytest
 import redis
@@ -314,3 +316,32 @@ def test_a_stop_ends_an_idle_read_at_once(workshop: Workshop, client: redis.Redi
     workshop.stop.set()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_a_reader_is_caught_up_from_its_first_read_on_and_as_far_as_it_has_asked(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    clock = Clock()
+    add(client, "mqtt_stream:d:t", [{"value": "1"}] * 15)
+    reader = workshop.reader(clock=clock, batch_size=10, block_sec=0.02, discovery_interval_sec=3600)
+    assert reader.caught_up_at == -inf
+    assert len(reader.read()) == 10
+    assert reader.caught_up_at == -inf
+    began = clock.now
+    assert len(reader.read()) == 5
+    assert reader.caught_up_at == began
+    clock.now += 5
+    assert reader.read() == []
+    assert reader.caught_up_at == began + 5
+    execute_command: Callable[..., Any] = redis.Redis.execute_command
+    clock.now += 5
+
+    def answered_late(*arguments: Any, **options: Any) -> Any:
+        reply = execute_command(*arguments, **options)
+        clock.now += 60  # as if this process had been stopped after the server answered
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis.Redis, "execute_command", answered_late)
+        assert reader.read() == []
+    assert began + 10 <= reader.caught_up_at <= began + 10.1

@@ -1,0 +1,57 @@
+"""Servers of a test's own, to be stopped and killed, and a broker that records what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import config
+from ops import migrate
+from standalone.servers import Postgres, Valkey
+from tests.broker import Broker, Recorder, recording, running
+from tests.faults import Proxy, proxy_to
+from tests.support import Database
+
+
+@pytest.fixture
+def own_valkey(server_folder: Path, tmp_path: Path) -> Iterator[Valkey]:
+    """A Valkey that loses nothing it acknowledged, however it ends."""
+    server = Valkey(server_folder / f"valkey-{tmp_path.name[-20:]}", ["--appendfsync", "always"])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_postgres(server_folder: Path, tmp_path: Path) -> Iterator[Postgres]:
+    server = Postgres(server_folder / f"postgres-{tmp_path.name[-20:]}")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_database(own_postgres: Postgres) -> Database:
+    migrate.upgrade(config.load(database_url=own_postgres.url))
+    return Database(own_postgres.url, timescale=False)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with running(Broker, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def recorder(broker: Broker) -> Iterator[Recorder]:
+    with recording(broker) as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[Proxy]:
+    """Between publishers and the broker; the recorder goes straight to the broker."""
+    with proxy_to(("127.0.0.1", broker.port)) as found:
+        yield found
