@@ -35,6 +35,7 @@ FETCH_OPEN = sql.SQL(
     order by threshold_id collate "C", device_id, sensor_type for update
     """  # noqa: S608  a constant
 )
+# Bounds as literals, so that partitions and chunks outside are neither planned nor locked.
 # As many as could all be of the batch itself, and one more.
 NEWEST = sql.SQL(
     """
@@ -44,6 +45,7 @@ NEWEST = sql.SQL(
     lateral (
         select r."timestamp", r.message_id from {table} r
         where r.device_id = asked.device and r.sensor_type = asked.sensor and r."timestamp" >= asked.since
+          and r."timestamp" >= {earliest}
         order by r."timestamp" desc, r.message_id desc limit asked.most
     ) newest
     """
@@ -58,6 +60,7 @@ OLDEST_IN_WINDOW = sql.SQL(
         select r."timestamp", r.value from {table} r
         where r.device_id = asked.device and r.sensor_type = asked.sensor
           and r."timestamp" >= asked.begins and r."timestamp" < asked.ends and r.value is not null
+          and r."timestamp" >= {earliest} and r."timestamp" < {latest}
         order by r."timestamp", r.message_id limit 1
     ) past
     """

@@ -5,7 +5,6 @@ Everything here runs in the caller's transaction and raises psycopg errors as th
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from psycopg import sql
 import alert_sql as statements
 from database import BoundedConnection
 from rules import Run
-from thresholds import Alert, Kind, Rule, Sample, Series, Status, alert_id
+from thresholds import Alert, Kind, Rule, Sample, Series, Status
 
 Key = tuple[str, str, str]  # rule, device, sensor
 
@@ -31,11 +30,6 @@ class Changes:
     moved: list[Alert] = field(default_factory=list)
     dropped: list[Alert] = field(default_factory=list)
     heard: list[Alert] = field(default_factory=list)
-
-
-def silence_id(rule_id: str, series: Series, first: datetime) -> uuid.UUID:
-    """The id of an alert that no reading began: a silence, since its last one."""
-    return alert_id(rule_id, series, _micros(first), b"")
 
 
 def lock(connection: BoundedConnection, *, exclusive: bool) -> None:
@@ -81,7 +75,7 @@ def newest_of_others(
     each = {run.series: run for run in runs}
     if not each:
         return {}
-    asked = {
+    asked: dict[str, list[Any]] = {
         "devices": [device for device, _ in each],
         "sensors": [sensor for _, sensor in each],
         "since": [_time(run.readings[0].timestamp_us) for run in each.values()],
@@ -92,7 +86,7 @@ def newest_of_others(
     }
     newest: dict[Series, tuple[int, bytes]] = {}
     for device, sensor, moment, message in connection.execute(
-        statements.NEWEST.format(table=sql.Identifier(table)), asked
+        statements.NEWEST.format(table=sql.Identifier(table), earliest=_literal(min(asked["since"]))), asked
     ):
         key = _micros(moment), message.bytes
         if key not in own[device, sensor]:
@@ -116,7 +110,7 @@ def rates(connection: BoundedConnection, table: str, runs: Iterable[Run]) -> dic
     ]
     if not wanted:
         return {}
-    asked = {
+    asked: dict[str, list[Any]] = {
         "devices": [run.series[0] for _, run, _ in wanted],
         "sensors": [run.series[1] for _, run, _ in wanted],
         "begins": [
@@ -124,7 +118,11 @@ def rates(connection: BoundedConnection, table: str, runs: Iterable[Run]) -> dic
         ],
         "ends": [_time(one.timestamp_us) for _, _, one in wanted],
     }
-    query = statements.OLDEST_IN_WINDOW.format(table=sql.Identifier(table))
+    query = statements.OLDEST_IN_WINDOW.format(
+        table=sql.Identifier(table),
+        earliest=_literal(min(asked["begins"])),
+        latest=_literal(max(asked["ends"])),
+    )
     past = {number - 1: (_micros(at), value) for number, at, value in connection.execute(query, asked)}
     found: dict[Key, list[Sample]] = {}
     for number, (rule, run, one) in enumerate(wanted):
@@ -213,6 +211,10 @@ def _alert(row: tuple[Any, ...]) -> Alert:
         violations=violations,
         created_us=_micros(created) if created else None,
     )
+
+
+def _literal(moment: datetime) -> sql.Literal:
+    return sql.Literal(moment.isoformat())
 
 
 def _time(micros: int) -> datetime:

@@ -80,13 +80,19 @@ class Alerting:
         if not runs:
             return Judged()
         violated = _violations(runs)
-        exclusive = not self._open.issuperset(violated)
-        seen = self._look(connection, runs, violated, exclusive=exclusive)
-        if seen.unopened and not exclusive:
+        rates = any(
+            rule.kind is Kind.RATE for run in runs if run.watched.other for rule in run.watched.rules
+        )
+        # A rate depends on what others are storing: they take turns.
+        exclusive = rates or not self._open.issuperset(violated)
+        judged, changes = self._decide(self._look(connection, runs, violated, exclusive=exclusive))
+        if changes.new and not exclusive:
             # Not an upgrade, which two could want of each other: give the lock back and queue for it.
             alert_store.unlock(connection)
-            seen = self._look(connection, runs, violated, exclusive=True)
-        return self._apply(connection, seen)
+            judged, changes = self._decide(self._look(connection, runs, violated, exclusive=True))
+        owners = {alert.series[0]: self._owner_of(alert.series[0]) for _, alert in changes.new}
+        alert_store.write(connection, changes, publish=self._publish, owners=owners)
+        return judged
 
     def committed(self, judged: Judged) -> None:
         """The transaction of these changes has committed."""
@@ -125,10 +131,9 @@ class Alerting:
         )
         return _Seen(touched, rates, open_now, unopened, newest)
 
-    def _apply(self, connection: BoundedConnection, seen: _Seen) -> Judged:
+    def _decide(self, seen: _Seen) -> tuple[Judged, Changes]:
+        """What the readings do to the alerts that were seen. Nothing is written yet."""
         judged, changes = Judged(), Changes()
-        if not seen.touched:
-            return judged
         for key in sorted(seen.touched):
             rule, run = seen.touched[key]
             before = seen.open_now.get(key)
@@ -146,9 +151,7 @@ class Alerting:
                 if after != before:
                     _note(rule, before, after, changes, judged)
         judged.due = self._publish and bool(judged.activated or judged.resolved)
-        owners = {alert.series[0]: self._owner_of(alert.series[0]) for _, alert in changes.new}
-        alert_store.write(connection, changes, publish=self._publish, owners=owners)
-        return judged
+        return judged, changes
 
 
 def _note(rule: Rule, before: Alert | None, after: Alert, changes: Changes, judged: Judged) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import JSONB, TSTZMULTIRANGE, UUID
 
 REVISIONS = ("0001_readings", "0002_registry", "0003_thresholds")
 KEY = ("device_id", "sensor_type", "timestamp", "message_id")
@@ -111,8 +111,7 @@ def registry(metadata: MetaData) -> None:
         Column("holder", Text(), nullable=False),
         Column("held_until", DateTime(timezone=True), nullable=False),
         _moment("done_until"),
-        _moment("gap_began"),
-        _moment("gap_ended"),
+        Column("gaps", TSTZMULTIRANGE(), server_default="{}", nullable=False),
         PrimaryKeyConstraint("name", name="duties_pkey"),
     )
 
@@ -139,6 +138,7 @@ def thresholds(metadata: MetaData) -> None:
         _moment("updated_at", now=True),
         Column("version", BigInteger(), nullable=False),
         PrimaryKeyConstraint("id", name="thresholds_pkey"),
+        Index("thresholds_silence", "value", postgresql_where=text("kind = 'silence' and enabled")),
     )
 
 
@@ -187,7 +187,7 @@ def alerts(metadata: MetaData) -> None:
         ),
         Index("alerts_due", "number", postgresql_where=text("created_due or resolved_due")),
         Index("alerts_place", "place_id", "created_at"),
-        Index("alerts_device", "device_id"),
+        Index("alerts_series", "device_id", "sensor_type", "first_time"),
     )
 
 

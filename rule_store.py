@@ -26,7 +26,6 @@ _SELECT = sql.SQL(
 )
 _THESE = _SELECT + sql.SQL(" where id = any(%(ids)s)")
 _FINGERPRINT = "select count(*), coalesce(sum(version), 0)::bigint from thresholds"
-EVERYTHING = "*"
 
 
 class RuleStore:
@@ -50,12 +49,14 @@ class RuleStore:
             self.load(connection)
 
     def refresh(self, connection: BoundedConnection, payloads: Iterable[str]) -> None:
-        """Read what the payloads of notifications name: a JSON array of ids each, or `*`."""
-        said = set(payloads)
-        if EVERYTHING in said:
+        """Read what the payloads of notifications name: a JSON array of ids each. Anything else, as `*`,
+        says that everything is to be read: any role may notify.
+        """
+        said = [texts(payload) for payload in set(payloads)]
+        if None in said:
             self.load(connection)
             return
-        ids = sorted({rule_id for payload in said for rule_id in json.loads(payload)})
+        ids = sorted({rule_id for some in said for rule_id in some or ()})
         found = {row[0]: row for row in connection.execute(_THESE, {"ids": ids}).fetchall()}
         for rule_id in ids:
             row = found.get(rule_id)
@@ -68,6 +69,17 @@ class RuleStore:
             else:
                 self.rules.remove(rule_id)
         structlog.get_logger().info("rules_changed", changed=len(ids), rules=len(self.rules))
+
+
+def texts(payload: str) -> list[str] | None:
+    """The texts of a JSON array, or None where it is something else. NUL is in no text that is stored."""
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, str) and "\0" not in one for one in found):
+        return None
+    return found
 
 
 def _rule(row: tuple[Any, ...]) -> Rule:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from schema import Reading
-from thresholds import Kind, Rule, Series, Verdict
+from thresholds import WILDCARDS, Kind, Rule, Series, Verdict
 
 _CACHED_SERIES = 400_000
 
@@ -48,6 +48,12 @@ class Run(NamedTuple):
         return False
 
 
+class Pattern(NamedTuple):
+    devices: re.Pattern[str]
+    sensors: re.Pattern[str]
+    rule: Rule
+
+
 class Rules:
     """The enabled rules in memory. Looking up a series costs one dict access, with or without rules."""
 
@@ -57,7 +63,8 @@ class Rules:
     def replace_all(self, rules: Iterable[Rule]) -> None:
         self._by_id = {rule.id: rule for rule in rules}
         self._exact: dict[Series, dict[str, Rule]] = {}
-        self._patterns: dict[str, tuple[re.Pattern[str], re.Pattern[str], Rule]] = {}
+        # Rules with wildcards, by the name that has none: only those with two are tried on every series.
+        self._patterns: dict[tuple[str, str], dict[str, Pattern]] = {}
         self._watched: dict[Series, Watched | None] = {}
         for rule in self._by_id.values():
             self._index(rule)
@@ -76,7 +83,7 @@ class Rules:
             del self._exact[series][rule_id]
             self._watched.pop(series, None)
         else:
-            del self._patterns[rule_id]
+            del self._patterns[_literals(rule)][rule_id]
             self._watched.clear()
 
     def get(self, rule_id: str) -> Rule | None:
@@ -113,15 +120,17 @@ class Rules:
             self._exact.setdefault(series, {})[rule.id] = rule
             self._watched.pop(series, None)
         else:
-            self._patterns[rule.id] = (_glob(rule.device_pattern), _glob(rule.sensor_pattern), rule)
+            found = Pattern(_glob(rule.device_pattern), _glob(rule.sensor_pattern), rule)
+            self._patterns.setdefault(_literals(rule), {})[rule.id] = found
             self._watched.clear()
 
     def _look(self, series: Series) -> Watched | None:
         found = list(self._exact.get(series, {}).values())
         device, sensor = series
-        for devices, sensors, rule in self._patterns.values():
-            if devices.fullmatch(device) and sensors.fullmatch(sensor):
-                found.append(rule)
+        for literals in ((device, ""), ("", sensor), ("", "")):
+            for devices, sensors, rule in self._patterns.get(literals, {}).values():
+                if devices.fullmatch(device) and sensors.fullmatch(sensor):
+                    found.append(rule)
         watched = None
         if found:
             bounds = [rule.bounds for rule in found]
@@ -137,7 +146,23 @@ class Rules:
         return watched
 
 
+def _literals(rule: Rule) -> tuple[str, str]:
+    """The device and the sensor that a rule names, each empty where it is a pattern."""
+    parts = rule.device_pattern, rule.sensor_pattern
+    device, sensor = ("" if any(sign in part for sign in WILDCARDS) else part for part in parts)
+    return device, sensor
+
+
 def _glob(pattern: str) -> re.Pattern[str]:
-    """A glob as SQL's LIKE reads it too: `*` any text, `?` any one character, all else itself."""
-    parts = (".*" if sign == "*" else "." if sign == "?" else re.escape(sign) for sign in pattern)
-    return re.compile("".join(parts), re.DOTALL)
+    """A glob as SQL's LIKE reads it too: `*` any text, `?` any one character, all else itself.
+
+    What stands between two stars is found at its first place and never looked for again: trying all places
+    would take time exponential in the stars, and any user may write a rule.
+    """
+    first, *rest = (
+        "".join("." if sign == "?" else re.escape(sign) for sign in part) for part in pattern.split("*")
+    )
+    if not rest:
+        return re.compile(first, re.DOTALL)
+    middle = "".join(f"(?>.*?{part})" for part in rest[:-1] if part)
+    return re.compile(f"{first}{middle}.*{rest[-1]}", re.DOTALL)

@@ -108,6 +108,9 @@ class Sweep:
         now, caught_up = self._clock(), self._caught_up_at()
         if caught_up == -inf:
             return 0  # what was sent meanwhile is not read yet
+        row = connection.execute(statements.LONGEST_SILENCE).fetchone()
+        if row is None or row[0] is None:
+            return 0
         self._listens_since = min(self._listens_since, caught_up)
         behind = now - caught_up
         listened = {
@@ -115,6 +118,7 @@ class Sweep:
             "behind": behind,
             "gap": max(GAP_SEC, 2 * self._pace),
             "listens": now - self._listens_since,
+            "longest": row[0],
         }
         connection.execute(statements.LISTENED, listened)
         asked = {"duty": DUTY, "behind": behind}

@@ -33,24 +33,27 @@ RESOLVE_ORPHANS = sql.SQL(
 DROP_ORPHANS = sql.SQL(
     "with orphaned as ({orphaned}) delete from alerts using orphaned where alerts.id = orphaned.id"
 ).format(orphaned=_ORPHANED.format(status=sql.Literal("pending")))
-# How far the listening goes, and the last time that nobody listened. The time before the process listened
-# that says so is such a gap too; so is all before anybody listened.
+# Without rules about silence nobody needs to listen, and nothing is written.
+LONGEST_SILENCE = "select max(value) from thresholds where kind = 'silence' and enabled"
+# How far the listening goes, and when nobody listened, as far back as the longest silence asks. The time
+# before the process listened that says so is such a gap too; so is all before anybody listened.
 LISTENED = """
     update duties set
-        gap_began = case when gap then coalesce(done_until, '-infinity') else gap_began end,
-        gap_ended = case when gap then until else gap_ended end,
+        gaps = (gaps + case when gap then tstzmultirange(tstzrange(coalesce(done_until, '-infinity'), until))
+            else '{}' end) * tstzmultirange(tstzrange(until - make_interval(secs => %(longest)s), null)),
         done_until = greatest(done_until, until)
     from (
         select name as duty, until,
             coalesce(until - done_until > make_interval(secs => %(gap)s)
-                or done_until < now() - make_interval(secs => %(listens)s), true) as gap
+                or done_until < now() - make_interval(secs => %(listens)s), true) and
+                until > coalesce(done_until, '-infinity') as gap
         from duties, cast(now() - make_interval(secs => %(behind)s) as timestamptz) as until
         where name = %(duty)s
     ) as listened
     where name = duty
 """
 # A rule that names a series which never sent anything counts from when the rule was made. The time in which
-# nobody listened does not count, as far as the last such gap goes.
+# nobody listened does not count.
 SILENT = """
     with watched as (
         select t.id, t.value, t.device_pattern as device_id, t.sensor_pattern as sensor_type,
@@ -69,8 +72,10 @@ SILENT = """
     select w.id, w.device_id, w.sensor_type, w.since
     from watched w, duties l, cast(now() - make_interval(secs => %(behind)s) as timestamptz) as until
     where l.name = %(duty)s
-      and extract(epoch from until - w.since) - greatest(0, coalesce(
-            extract(epoch from l.gap_ended - greatest(w.since, l.gap_began)), 0)) > w.value
+      and until - w.since > make_interval(secs => w.value)
+      and extract(epoch from until - w.since) - coalesce((
+        select sum(extract(epoch from upper(gap) - lower(gap)))
+        from unnest(l.gaps * tstzmultirange(tstzrange(least(w.since, until), until))) as gap), 0) > w.value
       and not exists (
         select from alerts a
         where a.threshold_id = w.id and a.device_id = w.device_id and a.sensor_type = w.sensor_type

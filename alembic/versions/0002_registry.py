@@ -32,7 +32,10 @@ def upgrade() -> None:
             last_time timestamptz,
             last_value double precision,
             last_value_text text,
-            constraint series_pkey primary key (device_id, sensor_type)
+            constraint series_pkey primary key (device_id, sensor_type),
+            constraint series_owner_length check (length(owner) <= 200),
+            constraint series_times_finite check (isfinite(first_seen)
+                and coalesce(isfinite(last_seen), true) and coalesce(isfinite(last_time), true))
         ) with (fillfactor = 70)
         """
     )
@@ -46,7 +49,8 @@ def upgrade() -> None:
             first_seen timestamptz not null default now(),
             last_seen timestamptz,
             constraint devices_pkey primary key (device_id),
-            constraint devices_status_known check (status in ('online', 'offline'))
+            constraint devices_status_known check (status in ('online', 'offline')),
+            constraint devices_owner_length check (length(owner) <= 200)
         ) with (fillfactor = 70)
         """
     )
@@ -57,8 +61,7 @@ def upgrade() -> None:
             holder text not null,
             held_until timestamptz not null,
             done_until timestamptz,
-            gap_began timestamptz,
-            gap_ended timestamptz,
+            gaps tstzmultirange not null default '{}',
             constraint duties_pkey primary key (name)
         )
         """
@@ -67,14 +70,25 @@ def upgrade() -> None:
 
 
 def _announce_activity() -> None:
-    """Tell the workers about a series that was switched on or off, or removed. New ones they find."""
+    """Tell the workers about a series that was switched on or off, or removed. New ones they find, but for
+    those that are off from the beginning.
+    """
     op.execute(
         """
         create function sluice_announce_series() returns trigger language plpgsql as $$
+        declare series series;
         begin
-            perform pg_notify('sluice_series', json_build_array(old.device_id, old.sensor_type)::text);
+            series := case when tg_op = 'INSERT' then new else old end;
+            perform pg_notify('sluice_series',
+                json_build_array(series.device_id, series.sensor_type)::text);
             return null;
         end $$
+        """
+    )
+    op.execute(
+        """
+        create trigger announce_inactive after insert on series for each row
+        when (not new.active) execute function sluice_announce_series()
         """
     )
     op.execute(

@@ -77,6 +77,8 @@ def _thresholds() -> None:
             constraint thresholds_id_length check (length(id) between 1 and 100),
             constraint thresholds_device_pattern_length check (length(device_pattern) between 1 and 100),
             constraint thresholds_sensor_pattern_length check (length(sensor_pattern) between 1 and 100),
+            constraint thresholds_sensor_id_length check (length(sensor_id) <= 200),
+            constraint thresholds_times_finite check (isfinite(created_at) and isfinite(updated_at)),
             constraint thresholds_kind_known
                 check (kind in ('min', 'max', 'rate', 'silence', 'equals', 'differs')),
             constraint thresholds_severity_known check (severity in ('warning', 'critical')),
@@ -99,6 +101,7 @@ def _thresholds() -> None:
         """
     )
     op.execute("alter sequence thresholds_version owned by thresholds.version")
+    op.execute("create index thresholds_silence on thresholds (value) where kind = 'silence' and enabled")
     op.execute(
         """
         create function sluice_stamp_threshold() returns trigger language plpgsql as $$
@@ -190,8 +193,10 @@ def _alerts() -> None:
             constraint alerts_pkey primary key (id),
             constraint alerts_status_known check (status in ('pending', 'active', 'resolved')),
             constraint alerts_times_fit_status check ((created_at is null) = (status = 'pending')
-                and (resolved_at is not null) = (status = 'resolved'))
-        )
+                and (resolved_at is not null) = (status = 'resolved')),
+            constraint alerts_times_finite check (isfinite(first_time) and isfinite(last_time)
+                and coalesce(isfinite(created_at), true) and coalesce(isfinite(resolved_at), true))
+        ) with (fillfactor = 70)
         """
     )
     op.execute("create unique index alerts_number on alerts (number)")
@@ -203,7 +208,7 @@ def _alerts() -> None:
     )
     op.execute("create index alerts_due on alerts (number) where created_due or resolved_due")
     op.execute("create index alerts_place on alerts (place_id, created_at)")
-    op.execute("create index alerts_device on alerts (device_id)")
+    op.execute("create index alerts_series on alerts (device_id, sensor_type, first_time)")
 
 
 def downgrade() -> None:
