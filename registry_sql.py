@@ -52,7 +52,7 @@ UPSERT_DEVICES = """
         status_time = greatest(d.status_time, excluded.status_time)
 """
 # One page of the registry against the readings: what is newer there was stored by a worker that ended
-# before it could write it here.
+# before it could write it here. When it was stored is when it came, or silence would count from before it.
 REPAIR = sql.SQL(
     """
     with page as (
@@ -60,9 +60,10 @@ REPAIR = sql.SQL(
         where (device_id, sensor_type) > (%(device)s::text collate "C", %(sensor)s::text collate "C")
         order by device_id, sensor_type limit %(most)s
     ), newer as (
-        select page.device_id, page.sensor_type, found."timestamp", found.value, found.value_text
+        select page.device_id, page.sensor_type, found."timestamp", found.value, found.value_text,
+            found.created_at
         from page, lateral (
-            select r."timestamp", r.value, r.value_text from {table} r
+            select r."timestamp", r.value, r.value_text, r.created_at from {table} r
             where r.device_id = page.device_id and r.sensor_type = page.sensor_type
               and r."timestamp" > coalesce(page.last_time, '1970-01-01Z')
             order by r."timestamp" desc, r.message_id desc limit 1
@@ -73,7 +74,7 @@ REPAIR = sql.SQL(
     ), repaired as (
         update series s set
             last_time = newer."timestamp", last_value = newer.value, last_value_text = newer.value_text,
-            last_seen = coalesce(s.last_seen, now())
+            last_seen = greatest(s.last_seen, newer.created_at)
         from newer join locked using (device_id, sensor_type)
         where s.device_id = newer.device_id and s.sensor_type = newer.sensor_type
           and newer."timestamp" > coalesce(s.last_time, '-infinity')
