@@ -24,7 +24,8 @@ INTERVAL_SEC = 1.0
 LEASE_SEC = 15.0
 GAP_SEC = 10.0  # not listening for longer than this is a gap
 NOTE_SEC = 5.0  # how often it is written down how far the listening went
-SHARE = 0.05  # of a worker's time, at most, that sweeping may take
+SHARE = 0.05  # of a worker's time that sweeping may take, as long as that is often enough
+LONGEST_SEC = 5.0  # between two sweeps: the listening must be noted before it passes for a gap
 PAGE = 500  # series compared with the readings in one sweep
 
 
@@ -61,6 +62,7 @@ class Sweep:
         self._clock = clock
         self._next = 0.0
         self._next_note = 0.0
+        self._noting = False  # the sweep in hand notes how far the listening went
         self._held_until = 0.0
         self._after = ("", "")  # the last series that was compared
 
@@ -86,21 +88,22 @@ class Sweep:
 
     def run(self, connection: BoundedConnection) -> Swept:
         """One sweep, in the caller's transaction. Raises psycopg errors."""
-        orphaned = connection.execute(statements.RESOLVE_ORPHANS, {"due": self._publish}).rowcount
-        connection.execute(statements.DROP_ORPHANS)
         now = self._clock()
         behind = now - self._caught_up_at()
-        if now >= self._next_note:
+        self._noting = now >= self._next_note
+        if self._noting:
             connection.execute(statements.LISTENED, {"duty": DUTY, "behind": behind, "gap": GAP_SEC})
+        # The advisory lock before any alert, as everybody locks: the other way round is a deadlock.
         silent = self._silences(connection, behind)
+        orphaned = self._orphans(connection)
         repaired = self._repair(connection)
         return Swept(silent, orphaned, repaired, due=self._publish and bool(orphaned or silent))
 
     def done(self, took: float, swept: Swept) -> None:
         """The sweep has committed; it took so many seconds."""
         now = self._clock()
-        self._next = now + max(INTERVAL_SEC, took / SHARE)
-        if now >= self._next_note:
+        self._next = now + min(LONGEST_SEC, max(INTERVAL_SEC, took / SHARE))
+        if self._noting:
             self._next_note = now + NOTE_SEC
         if swept.silent or swept.orphaned or swept.repaired:
             structlog.get_logger().info(
@@ -126,6 +129,15 @@ class Sweep:
             query = statements.OPEN_SILENCE.format(table=sql.Identifier(self._table))
             opened += connection.execute(query, values).rowcount
         return opened
+
+    def _orphans(self, connection: BoundedConnection) -> int:
+        """End alerts that nothing stands behind. Answers how many of them were active."""
+        found = connection.execute(statements.LOCK_ORPHANS).fetchall()
+        if not found:
+            return 0
+        ids = [id_ for (id_,) in found]
+        connection.execute(statements.DROP_ORPHANS, {"ids": ids})
+        return connection.execute(statements.RESOLVE_ORPHANS, {"ids": ids, "due": self._publish}).rowcount
 
     def _repair(self, connection: BoundedConnection) -> int:
         """Compare the next page of the registry with the readings; after the last page, the first."""

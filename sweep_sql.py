@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from psycopg import sql
 
-# Alerts behind which no rule stands any more, or whose series is switched off, locked in the order of keys.
-_ORPHANED = sql.SQL(
-    """
+# Open alerts behind which no rule stands any more, or whose series is switched off. Locked in the order of
+# keys, whatever their status: batches lock theirs in that order too.
+LOCK_ORPHANS = """
     select a.id from alerts a
-    where a.status = {status} and (
+    where a.status <> 'resolved' and (
         not exists (
             select from thresholds t
             where t.id = a.threshold_id and t.enabled and t.kind = a.threshold_type
@@ -20,19 +20,13 @@ _ORPHANED = sql.SQL(
         )
     )
     order by a.threshold_id collate "C", a.device_id, a.sensor_type for update of a
-    """
-)
-RESOLVE_ORPHANS = sql.SQL(
-    """
-    with orphaned as ({orphaned})
+"""
+RESOLVE_ORPHANS = """
     update alerts set
         status = 'resolved', resolved_at = greatest(now(), created_at), resolved_due = %(due)s
-    from orphaned where alerts.id = orphaned.id
-    """
-).format(orphaned=_ORPHANED.format(status=sql.Literal("active")))
-DROP_ORPHANS = sql.SQL(
-    "with orphaned as ({orphaned}) delete from alerts using orphaned where alerts.id = orphaned.id"
-).format(orphaned=_ORPHANED.format(status=sql.Literal("pending")))
+    where id = any(%(ids)s) and status = 'active'
+"""
+DROP_ORPHANS = "delete from alerts where id = any(%(ids)s) and status = 'pending'"
 # How far the listening goes, and the last time that nobody listened.
 LISTENED = """
     update duties set
