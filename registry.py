@@ -158,7 +158,7 @@ class Registry:
         series = sorted(self._dirty)
         if series:
             connection.execute(
-                statements.UPSERT_SERIES, _series_columns(series, self._dirty, self._owners, now)
+                statements.UPSERT_SERIES, _series_columns(series, self._dirty, self._changed_owner, now)
             )
         devices = dict.fromkeys(self._statuses, 0.0)
         for name in series:
@@ -168,18 +168,22 @@ class Registry:
 
     def flushed(self, took: float) -> None:
         """What `flush` wrote has committed; it took so many seconds."""
+        self._new_owners.difference_update(self._statuses, (device for device, _ in self._dirty))
         self._dirty.clear()
         self._statuses.clear()
-        self._new_owners.clear()
         self._urgent = False
         self._next_flush = self._clock() + min(LONGEST_SEC, max(FLUSH_SEC, took / SHARE))
+
+    def _changed_owner(self, device: str) -> str:
+        """What is to be written: another worker may know better what was written before."""
+        return self._owners.get(device, "") if device in self._new_owners else ""
 
     def _device_columns(self, devices: dict[str, float], now: float) -> dict[str, list[object]]:
         names = sorted(devices)
         statuses = [self._statuses.get(name) for name in names]
         return {
             "devices": list(names),
-            "owners": [self._owners.get(name, "") for name in names],
+            "owners": [self._changed_owner(name) for name in names],
             "ages": [now - devices[name] if devices[name] else 0.0 for name in names],
             "statuses": [one and ("online" if one.online else "offline") for one in statuses],
             "times": [one and statements.moment(one.time_us) for one in statuses],
@@ -187,13 +191,13 @@ class Registry:
 
 
 def _series_columns(
-    series: Sequence[Series], dirty: dict[Series, _Last], owners: dict[str, str], now: float
+    series: Sequence[Series], dirty: dict[Series, _Last], owner_of: Callable[[str], str], now: float
 ) -> dict[str, list[object]]:
     lasts = [dirty[name] for name in series]
     return {
         "devices": [device for device, _ in series],
         "sensors": [sensor for _, sensor in series],
-        "owners": [owners.get(device, "") for device, _ in series],
+        "owners": [owner_of(device) for device, _ in series],
         "ages": [now - last.noted for last in lasts],
         "times": [statements.moment(last.time_us) for last in lasts],
         "values": [last.value for last in lasts],

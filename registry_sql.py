@@ -16,16 +16,19 @@ THESE_SERIES = """
     where (device_id, sensor_type) in (select * from unnest(%(devices)s::text[], %(sensors)s::text[]))
 """
 # Sorted, so that workers which write the same series wait for each other in turn. A value older than the
-# one that is there stays out, whoever comes last. Ages, not times: the database's clock is everybody's.
+# one that is there stays out, whoever comes last. An owner is given only where it has changed. Ages, not
+# times: the database's clock is everybody's.
 UPSERT_SERIES = """
     insert into series as s (
         device_id, sensor_type, owner, last_seen, last_time, last_value, last_value_text
     )
-    select device, sensor, owner, now() - make_interval(secs => age), moment, value, value_text
+    select device, sensor, coalesce(nullif(noted.owner, ''), d.owner, ''),
+        now() - make_interval(secs => age), moment, value, value_text
     from unnest(
         %(devices)s::text[], %(sensors)s::text[], %(owners)s::text[], %(ages)s::float8[],
         %(times)s::timestamptz[], %(values)s::float8[], %(texts)s::text[]
     ) as noted (device, sensor, owner, age, moment, value, value_text)
+        left join devices d on d.device_id = device
     order by device collate "C", sensor collate "C"
     on conflict (device_id, sensor_type) do update set
         owner = case when excluded.owner = '' then s.owner else excluded.owner end,
