@@ -248,6 +248,10 @@ def write(
                 for rule, alert in changes.new
             ]
             cursor.executemany(_INSERT, rows)
+        if changes.moved or changes.new:
+            # executemany is a pipeline, and after one the server's time-out for idle transactions did not
+            # run: a worker that was stopped right here kept the lock from all others for good.
+            cursor.execute("select 1")
 
 
 def _row(alert: Alert, publish: bool) -> dict[str, Any]:
