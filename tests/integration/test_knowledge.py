@@ -174,3 +174,17 @@ def test_a_change_that_is_rolled_back_is_not_heard(database: Database, worker: W
         add_rule(database, id="a", kind="none", value=1)
     worker.refresh()
     assert worker.ids == set()
+
+
+@pytest.mark.xfail(strict=True, reason="the count and the sum of versions are those of the rules before")
+def test_rules_made_anew_with_versions_from_the_start_are_found_by_the_look(
+    database: Database, worker: Worker
+) -> None:
+    add_rule(database, id="a", kind="max", value=1)
+    worker.hears(lambda: worker.ids == {"a"})
+    worker.connection.close()
+    database.rows("truncate thresholds restart identity")
+    add_rule(database, id="b", kind="max", value=1)
+    worker.connect()
+    worker.refresh()
+    assert worker.ids == {"b"}
