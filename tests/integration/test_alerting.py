@@ -37,6 +37,7 @@ def at(second: float, value: float | str, device: str = "kitchen", message: int 
 
 
 def write(one: Rig, *readings: Reading, redelivered: bool = False) -> set[Fate]:
+    one.writer._knowledge._next_look = 0.0  # not by notification, which may take a moment
     outcome = one.writer.write(batch_of(readings, redelivered=redelivered))
     return {settled.fate for settled in outcome.settled}
 
