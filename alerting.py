@@ -139,9 +139,7 @@ class Alerting:
             before = seen.open_now.get(key)
             if rule.kind is Kind.SILENCE:
                 if before is not None:
-                    changes.heard.append(before)
-                    judged.closed.add(key)
-                    judged.resolved += 1
+                    _heard(before, changes, judged)
                 continue
             samples = seen.rates.get(key, []) if rule.kind is Kind.RATE else _samples(run)
             last = seen.newest.get(run.series)
@@ -152,6 +150,16 @@ class Alerting:
                     _note(rule, before, after, changes, judged)
         judged.due = self._publish and bool(judged.activated or judged.resolved)
         return judged, changes
+
+
+def _heard(before: Alert, changes: Changes, judged: Judged) -> None:
+    """End a silence. One that is pending was opened when the rule was of another kind: never an alert."""
+    judged.closed.add((before.rule_id, *before.series))
+    if before.status is Status.PENDING:
+        changes.dropped.append(before)
+    else:
+        changes.heard.append(before)
+        judged.resolved += 1
 
 
 def _note(rule: Rule, before: Alert | None, after: Alert, changes: Changes, judged: Judged) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Generator
 from time import monotonic
@@ -86,16 +87,21 @@ _TIMEOUTS: LiteralString = """
 
 
 def begin(
-    connection: BoundedConnection, timeout_sec: float, overdue: Callable[[], bool] = lambda: False
+    connection: BoundedConnection,
+    timeout_sec: float,
+    overdue: Callable[[], bool] = lambda: False,
+    lock_sec: float = 10.0,
 ) -> None:
-    """Open a transaction that neither server nor client lets run longer than `timeout_sec`."""
+    """Open a transaction that neither server nor client lets run longer than `timeout_sec`, and that waits
+    no longer than `lock_sec` for a lock.
+    """
     start_clock(connection, timeout_sec, overdue)
     milliseconds = max(1, int(timeout_sec * 1000))
     connection.execute(
         _TIMEOUTS,
         {
             "statement": str(milliseconds),
-            "lock": str(max(1, min(10_000, milliseconds // 2))),
+            "lock": str(max(1, min(int(lock_sec * 1000), milliseconds // 2))),
             # Between two statements pass microseconds, unless this process was stopped: then what it has
             # locked is soon free for the others.
             "idle": str(min(5_000, milliseconds)),
@@ -129,3 +135,14 @@ def is_refused(error: BaseException) -> bool:
 def identifiers(names: tuple[str, ...]) -> sql.Composed:
     """Quoted names in a row, separated by commas."""
     return sql.SQL(", ").join(sql.Identifier(name) for name in names)
+
+
+def texts(payload: str) -> list[str] | None:
+    """The payload of a notification: the texts of a JSON array, or None where it is something else."""
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, str) and "\0" not in one for one in found):
+        return None
+    return found

@@ -11,6 +11,8 @@ from metrics import Stats
 from retry import Patience, StopFlag
 
 T = TypeVar("T")
+BRIEF_SEC = 5.0
+BRIEF_LOCK_SEC = 0.3
 
 
 class Session:
@@ -66,6 +68,13 @@ class Session:
         """The connection, in a transaction that neither side lets run longer than `timeout_sec`."""
         connection = self.connection
         database.begin(connection, self._timeout_sec, self._stop.overdue)
+        return connection
+
+    def begin_briefly(self) -> BoundedConnection:
+        """As `begin`, for what can be put off: it waits for nobody's lock longer than an instant."""
+        connection = self.connection
+        seconds = min(self._timeout_sec, BRIEF_SEC)
+        database.begin(connection, seconds, self._stop.overdue, lock_sec=BRIEF_LOCK_SEC)
         return connection
 
     def call(

@@ -33,6 +33,7 @@ from schema import (
     Answer,
     Batch,
     DeviceEvent,
+    EventKind,
     Outcome,
     Parsed,
     Reading,
@@ -104,6 +105,7 @@ class DatabaseWriter:
             options.holder,
             publish=options.publish_alerts,
             caught_up_at=caught_up_at or clock,
+            now=now,
             clock=clock,
         )
         self._housekeeping = Housekeeping(
@@ -244,6 +246,9 @@ class DatabaseWriter:
             if not database.is_row_fault(error):
                 raise
             return Parsed((), (_refused(event, error),))
+        if event.kind is EventKind.DEVICE_DELETED:
+            for device in event.devices:
+                self._registry.forget_device(device)
         return parsed
 
     def _note(self, batch: Batch) -> None:

@@ -57,6 +57,10 @@ _REQUEST_DELETION = """
 _NEXT_JOB = """
     select device_id from device_deletions order by requested_at, device_id limit 1 for update skip locked
 """
+_PUT_BEHIND = """
+    update device_deletions set requested_at = now()
+    where device_id = (select device_id from device_deletions order by requested_at, device_id limit 1)
+"""
 _DONE = "delete from device_deletions where device_id = %(device)s"
 # Rows that somebody else has locked are passed over: the next step meets them again.
 _DELETE_ALERTS = """
@@ -227,6 +231,12 @@ def deletion_step(
             connection.rollback()
         raise
     return job is not None
+
+
+def put_behind(connection: BoundedConnection) -> None:
+    """Let the other deletions go before the oldest one, which cannot be done. Commits."""
+    connection.execute(_PUT_BEHIND)
+    connection.commit()
 
 
 class _Deletion:

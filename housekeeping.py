@@ -1,11 +1,13 @@
 """What is due between batches: the registry, the sweep, deletions of devices, partitions.
 
-Each piece is short, so that readings keep flowing, and is tried until the database takes it.
+Each piece is short, so that readings keep flowing. What the database does not take at once, because it is
+away or somebody holds a lock, is put off, told, and tried again later: it must never hold up a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from math import inf
 
@@ -15,6 +17,7 @@ import structlog
 import database
 import event_store
 import partitions
+from database import BoundedConnection
 from db_session import Session
 from partitions import Partitions
 from registry import Registry
@@ -22,11 +25,24 @@ from retry import describe
 from sweep import Sweep, Swept
 
 PARTITIONS_SEC = 60.0
+FIRST_PAUSE_SEC = 1.0  # after something could not be done
+LONGEST_PAUSE_SEC = 60.0
 DELETIONS_SEC = 1.0  # between two looks for devices to delete
 
 
+@dataclass(slots=True)
+class _Piece:
+    """One thing to do: when it is due, by the clock, and not before when, after it failed."""
+
+    name: str
+    due_at: Callable[[], float]
+    do: Callable[[], None]
+    not_before: float = 0.0
+    pause: float = FIRST_PAUSE_SEC
+
+
 class Housekeeping:
-    """Belongs to the thread of its session. Every call waits out an outage of the database.
+    """Belongs to the thread of its session.
 
     `partitioned`: the table has daily partitions, which this makes ahead and drops; 0 `retention_days`
     drops none. `now` is the time of day, aware.
@@ -55,30 +71,50 @@ class Housekeeping:
         self._now = now
         self._clock = clock
         self._partitions = Partitions(table, session.timeout_sec, session.overdue)
-        self._next_partitions = 0.0
+        self._next_partitions = 0.0 if partitioned else inf
         self._next_deletion = 0.0
+        self._swept = Swept()
+        self._pieces = (
+            _Piece("registry", lambda: registry.due_at, self._registry_now),
+            _Piece("deletions", lambda: self._next_deletion, self._delete_devices),
+            _Piece("sweep", lambda: sweep.due_at, self._sweep_once),
+            _Piece(
+                "partitions", lambda: self._next_partitions if partitioned else inf, self._keep_partitions
+            ),
+        )
 
     @property
     def due_at(self) -> float:
         """When, by the clock, something is due next."""
-        return min(self._registry.due_at, self._sweep.due_at, self._next_deletion)
+        return min(max(piece.due_at(), piece.not_before) for piece in self._pieces)
 
     def run(self) -> Swept:
         """Do what is due. Answers what the sweep did."""
-        if self._clock() >= self._registry.due_at:
-            self._session.call(self._write_registry)
-        if self._partitioned and self._clock() >= self._next_partitions:
-            self._next_partitions = self._clock() + PARTITIONS_SEC
-            self._keep_partitions()
-        if self._clock() >= self._next_deletion:
-            self._delete_devices()
-        if self._clock() >= self._sweep.due_at:
-            return self._session.call(self._sweep_once)
-        return Swept()
+        self._swept = Swept()
+        for piece in self._pieces:
+            if self._clock() < max(piece.due_at(), piece.not_before):
+                continue
+            try:
+                piece.do()
+                piece.pause = FIRST_PAUSE_SEC
+            except psycopg.Error as error:
+                if not database.is_world(error):
+                    raise
+                self._put_off(piece, error)
+        return self._swept
+
+    def _put_off(self, piece: _Piece, error: psycopg.Error) -> None:
+        """Give up for now. The pause grows, so that a lock held for an hour costs next to nothing."""
+        self._session.drop()
+        piece.not_before = self._clock() + piece.pause
+        structlog.get_logger().warning(
+            "housekeeping_put_off", what=piece.name, seconds=piece.pause, error=describe(error)
+        )
+        piece.pause = min(LONGEST_PAUSE_SEC, 2 * piece.pause)
 
     def write_registry(self) -> None:
         """Now, since entries are about to be acknowledged that the registry has not heard of."""
-        self._session.call(self._write_registry, in_hand=True)
+        self._session.call(lambda: self._write_registry(self._session.begin, urgent=True), in_hand=True)
 
     def ensure_partitions(self, days: set[int]) -> None:
         """Have a partition for each of `days`. What goes wrong here is never a row's fault."""
@@ -101,43 +137,50 @@ class Housekeeping:
             return
         try:
             if self._registry.due_at < inf:
-                self._write_registry()
-            connection = self._session.begin()
+                self._write_registry(self._session.begin_briefly)
+            connection = self._session.begin_briefly()
             self._sweep.give_back(connection)
             connection.commit()
         except psycopg.Error as error:
             structlog.get_logger().warning("registry_not_written", error=type(error).__name__)
 
-    def _write_registry(self) -> None:
+    def _write_registry(self, begin: Callable[[], BoundedConnection], *, urgent: bool = False) -> None:
         """After a crash before this COMMIT, redelivery brings what was new again."""
         began = self._clock()
-        connection = self._session.begin()
-        self._registry.flush(connection)
+        connection = begin()
+        self._registry.flush(connection, urgent=urgent)
         connection.commit()
-        self._registry.flushed(self._clock() - began)
+        self._registry.flushed(self._clock() - began, urgent=urgent)
 
-    def _sweep_once(self) -> Swept:
-        connection = self._session.begin()
+    def _registry_now(self) -> None:
+        self._write_registry(self._session.begin_briefly)
+
+    def _sweep_once(self) -> None:
+        connection = self._session.begin_briefly()
         taken = self._sweep.take(connection)
         connection.commit()
         if not taken:
-            return Swept()
+            return
         began = self._clock()
-        connection = self._session.begin()
-        swept = self._sweep.run(connection)
-        connection.commit()
-        self._sweep.done(self._clock() - began, swept)
-        return swept
+        self._swept = self._sweep.run(self._session.begin_briefly)
+        self._sweep.done(self._clock() - began, self._swept)
 
     def _delete_devices(self) -> None:
         """One step of a deletion, then as long a pause as it took, for the readings."""
         session = self._session
         began = self._clock()
-        more = session.call(
-            lambda: event_store.deletion_step(
+        try:
+            more = event_store.deletion_step(
                 session.connection, self._table, session.timeout_sec, overdue=session.overdue
             )
-        )
+        except psycopg.Error as error:
+            if not database.is_row_fault(error):
+                raise
+            # Something of the user's refers to the device, and keeps it: others need not wait for it.
+            what = error.diag.constraint_name or type(error).__name__
+            structlog.get_logger().error("deletion_refused", sqlstate=error.sqlstate, constraint=what)
+            event_store.put_behind(session.begin_briefly())
+            more = False
         now = self._clock()
         self._next_deletion = now + (max(0.02, now - began) if more else DELETIONS_SEC)
 
@@ -147,8 +190,9 @@ class Housekeeping:
             return self._partitions.drop_older(connection, oldest)
 
     def _keep_partitions(self) -> None:
+        self._next_partitions = self._clock() + PARTITIONS_SEC
         today = self._now().date()
-        self._session.call(lambda: self.ensure_partitions(partitions.ahead(today, self._ahead_days)))
+        self.ensure_partitions(partitions.ahead(today, self._ahead_days))
         if not self._retention_days:
             return
         try:

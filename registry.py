@@ -8,19 +8,20 @@ it again. Of known series a crash may cost the newest values of the last second:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 
+import database
 import registry_sql as statements
 from database import BoundedConnection
 from schema import Answer, DeviceStatus, Reading, Reason, Rejection, RowFate
 from thresholds import Series
 
 FLUSH_SEC = 0.8
-LONGEST_SEC = 3.0  # behind, where writing takes so long that more often would cost too much
+LONGEST_SEC = 60.0  # behind, where writing takes so long that more often would cost too much
 SHARE = 0.04  # of a worker's time, at most, that writing the registry may take
 _MOST_KNOWN = 2_000_000
+_MOST_OWNERS = 400_000
 
 
 class Registry:
@@ -39,7 +40,8 @@ class Registry:
         self._dirty: dict[Series, Reading] = {}
         self._statuses: dict[str, DeviceStatus] = {}
         self._new_owners: set[str] = set()
-        self._urgent = False
+        self._devices: set[str] = set()
+        self._fresh: set[Series] = set()  # noted, and not in the table when this was last looked at
         self._next_flush = 0.0
 
     def load(self, connection: BoundedConnection) -> None:
@@ -47,18 +49,31 @@ class Registry:
         found = connection.execute(statements.ALL_SERIES).fetchall()
         self._known = {(device, sensor) for device, sensor, _ in found}
         self._inactive = {(device, sensor) for device, sensor, active in found if not active}
-        self._owners = dict(connection.execute(statements.OWNERS).fetchall())
+        self._devices = {device for device, _ in self._known}
+        self._load_owners(connection)
 
     def verify(self, connection: BoundedConnection) -> None:
-        """Repair what a missed notification left wrong."""
+        """Repair what a missed notification left wrong, and learn owners that others have noted."""
         if not self._accept_unknown:
             self.load(connection)
             return
         self._inactive = set(connection.execute(statements.INACTIVE).fetchall())
+        self._load_owners(connection)
+
+    def _load_owners(self, connection: BoundedConnection) -> None:
+        mine = {device: self._owners[device] for device in self._new_owners if device in self._owners}
+        self._owners = dict(connection.execute(statements.OWNERS).fetchall()) | mine
 
     def refresh(self, connection: BoundedConnection, payloads: Iterable[str]) -> None:
-        """Read the series that the payloads of notifications name: a JSON array of device and sensor."""
-        self.learn(connection, sorted({(device, sensor) for device, sensor in map(json.loads, payloads)}))
+        """Read the series that the payloads of notifications name: a JSON array of device and sensor each.
+        Anything else says that everything is to be read: any role may notify.
+        """
+        said = [database.texts(payload) for payload in set(payloads)]
+        named = {(some[0], some[1]) for some in said if some is not None and len(some) == 2}
+        if len(named) < len(said):
+            self.load(connection)
+        else:
+            self.learn(connection, sorted(named))
 
     def learn(self, connection: BoundedConnection, series: Sequence[Series]) -> None:
         """Ask the table about these series."""
@@ -68,6 +83,9 @@ class Registry:
         self._inactive.difference_update(series)
         self._known.update((device, sensor) for device, sensor, _ in found)
         self._inactive.update((device, sensor) for device, sensor, active in found if not active)
+        for gone in set(series) - self._known:  # deleted: what was noted of it must not make it anew
+            self._dirty.pop(gone, None)
+            self._fresh.discard(gone)
 
     def unknown(self, readings: Iterable[Reading]) -> list[Series]:
         """The series of these readings that are to be rejected unless the table knows them by now."""
@@ -94,6 +112,8 @@ class Registry:
 
     def note_owner(self, device: str, owner: str) -> None:
         if self._owners.get(device) != owner:
+            if len(self._owners) >= _MOST_OWNERS:
+                self._owners.clear()
             self._owners[device] = owner
             self._new_owners.add(device)
 
@@ -104,7 +124,6 @@ class Registry:
             self._statuses[status.device_id] = status
         if status.owner:
             self.note_owner(status.device_id, status.owner)
-        self._urgent = True
 
     def note(self, stored: Sequence[Reading]) -> None:
         """Remember the newest of each series; `stored` is sorted by key, and in the table."""
@@ -116,10 +135,11 @@ class Registry:
                 dirty[series] = reading
         new = newest.keys() - self._known
         if new:
-            self._urgent = True
             if len(self._known) > _MOST_KNOWN:
                 self._known.clear()
+                self._devices.clear()
             self._known |= new
+            self._fresh |= new
 
     def forget_device(self, device: str) -> None:
         """This device is being deleted: write nothing of it any more."""
@@ -128,56 +148,69 @@ class Registry:
         self._statuses.pop(device, None)
         for series in [series for series in self._dirty if series[0] == device]:
             del self._dirty[series]
+            self._fresh.discard(series)
 
     @property
     def urgent(self) -> bool:
         """Whether something has to be written before the entries in hand are acknowledged."""
-        return self._urgent
+        return bool(self._fresh or self._statuses)
 
     @property
     def due_at(self) -> float:
         """When, by the clock, to write next; infinity while there is nothing to write."""
         return self._next_flush if self._dirty or self._statuses else float("inf")
 
-    def flush(self, connection: BoundedConnection) -> None:
-        """Write what was noted. To be committed by the caller, who then calls `flushed`."""
-        series = sorted(self._dirty)
+    def flush(self, connection: BoundedConnection, *, urgent: bool = False) -> None:
+        """Write what was noted, or of it what is urgent. To be committed by the caller, who then calls
+        `flushed`.
+        """
+        series = sorted(self._fresh & self._dirty.keys() if urgent else self._dirty)
         if series:
-            connection.execute(statements.UPSERT_SERIES, _series_columns(series, self._dirty, self._owners))
-        devices = sorted({device for device, _ in series} | self._statuses.keys())
+            connection.execute(statements.UPSERT_SERIES, self._series_columns(series))
+        named = {device for device, _ in series}
+        devices = sorted((named - self._devices if urgent else named) | self._statuses.keys())
         if devices:
             connection.execute(statements.UPSERT_DEVICES, self._device_columns(devices))
 
-    def flushed(self, took: float) -> None:
+    def flushed(self, took: float, *, urgent: bool = False) -> None:
         """What `flush` wrote has committed; it took so many seconds."""
-        self._dirty.clear()
+        if urgent:
+            fresh = {device for device, _ in self._fresh}
+            self._new_owners -= (fresh - self._devices) | self._statuses.keys()
+            self._devices |= fresh
+            for series in self._fresh:
+                self._dirty.pop(series, None)
+        else:
+            self._devices.update(device for device, _ in self._dirty)
+            self._new_owners.difference_update(self._statuses, (device for device, _ in self._dirty))
+            self._dirty.clear()
+            self._next_flush = self._clock() + min(LONGEST_SEC, max(FLUSH_SEC, took / SHARE))
+        self._fresh.clear()
         self._statuses.clear()
-        self._new_owners.clear()
-        self._urgent = False
-        self._next_flush = self._clock() + min(LONGEST_SEC, max(FLUSH_SEC, took / SHARE))
+
+    def _changed_owner(self, device: str) -> str:
+        """What is to be written: another worker may know better what was written before."""
+        return self._owners.get(device, "") if device in self._new_owners else ""
 
     def _device_columns(self, devices: Sequence[str]) -> dict[str, list[object]]:
         statuses = [self._statuses.get(device) for device in devices]
         return {
             "devices": list(devices),
-            "owners": [self._owners.get(device, "") for device in devices],
+            "owners": [self._changed_owner(device) for device in devices],
             "statuses": [one and ("online" if one.online else "offline") for one in statuses],
             "times": [one and statements.moment(one.time_us) for one in statuses],
         }
 
-
-def _series_columns(
-    series: Sequence[Series], dirty: dict[Series, Reading], owners: dict[str, str]
-) -> dict[str, list[object]]:
-    newest = [dirty[name] for name in series]
-    return {
-        "devices": [device for device, _ in series],
-        "sensors": [sensor for _, sensor in series],
-        "owners": [owners.get(device, "") for device, _ in series],
-        "times": [statements.moment(reading.timestamp_us) for reading in newest],
-        "values": [reading.value for reading in newest],
-        "texts": [reading.value_text for reading in newest],
-    }
+    def _series_columns(self, series: Sequence[Series]) -> dict[str, list[object]]:
+        newest = [self._dirty[name] for name in series]
+        return {
+            "devices": [device for device, _ in series],
+            "sensors": [sensor for _, sensor in series],
+            "owners": [self._changed_owner(device) for device, _ in series],
+            "times": [statements.moment(reading.timestamp_us) for reading in newest],
+            "values": [reading.value for reading in newest],
+            "texts": [reading.value_text for reading in newest],
+        }
 
 
 def _unknown(reading: Reading) -> Rejection:

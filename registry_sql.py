@@ -16,16 +16,18 @@ THESE_SERIES = """
     where (device_id, sensor_type) in (select * from unnest(%(devices)s::text[], %(sensors)s::text[]))
 """
 # Sorted, so that workers which write the same series wait for each other in turn. A value older than the
-# one that is there stays out, whoever comes last. When it was seen is told by the database's clock.
+# one that is there stays out, whoever comes last. An owner is given only where it has changed; a new series
+# takes its device's. When it was seen is told by the database's clock.
 UPSERT_SERIES = """
     insert into series as s (
         device_id, sensor_type, owner, last_seen, last_time, last_value, last_value_text
     )
-    select device, sensor, owner, now(), moment, value, value_text
+    select device, sensor, coalesce(nullif(noted.owner, ''), d.owner, ''), now(), moment, value, value_text
     from unnest(
         %(devices)s::text[], %(sensors)s::text[], %(owners)s::text[], %(times)s::timestamptz[],
         %(values)s::float8[], %(texts)s::text[]
     ) as noted (device, sensor, owner, moment, value, value_text)
+    left join devices d on d.device_id = device
     order by device collate "C", sensor collate "C"
     on conflict (device_id, sensor_type) do update set
         owner = case when excluded.owner = '' then s.owner else excluded.owner end,
@@ -51,7 +53,8 @@ UPSERT_DEVICES = """
         status_time = greatest(d.status_time, excluded.status_time)
 """
 # One page of the registry against the readings: what is newer there was stored by a worker that ended
-# before it could write it here. What is newer than some seconds, its worker will still write itself.
+# before it could write it here. What is newer than some seconds, its worker will still write itself. When
+# it was stored is when it came, or silence would count from before it.
 REPAIR = sql.SQL(
     """
     with page as (
@@ -59,11 +62,12 @@ REPAIR = sql.SQL(
         where (device_id, sensor_type) > (%(device)s::text collate "C", %(sensor)s::text collate "C")
         order by device_id, sensor_type limit %(most)s
     ), newer as (
-        select page.device_id, page.sensor_type, found."timestamp", found.value, found.value_text
+        select page.device_id, page.sensor_type, found."timestamp", found.value, found.value_text,
+            found.created_at
         from page, lateral (
             select r."timestamp", r.value, r.value_text, r.created_at from {table} r
             where r.device_id = page.device_id and r.sensor_type = page.sensor_type
-              and r."timestamp" > coalesce(page.last_time, '1970-01-01Z')
+              and r."timestamp" > coalesce(page.last_time, '1970-01-01Z') and r."timestamp" > {recent}
             order by r."timestamp" desc, r.message_id desc limit 1
         ) found
         where found.created_at < now() - make_interval(secs => %(settled)s)
@@ -73,7 +77,7 @@ REPAIR = sql.SQL(
     ), repaired as (
         update series s set
             last_time = newer."timestamp", last_value = newer.value, last_value_text = newer.value_text,
-            last_seen = coalesce(s.last_seen, now())
+            last_seen = greatest(s.last_seen, newer.created_at)
         from newer join locked using (device_id, sensor_type)
         where s.device_id = newer.device_id and s.sensor_type = newer.sensor_type
           and newer."timestamp" > coalesce(s.last_time, '-infinity')

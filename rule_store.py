@@ -6,13 +6,13 @@ whether anything was missed, without reading the rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import structlog
 from psycopg import sql
 
+import database
 from database import BoundedConnection
 from rules import Rules
 from thresholds import Kind, Rule, Severity
@@ -52,7 +52,7 @@ class RuleStore:
         """Read what the payloads of notifications name: a JSON array of ids each. Anything else, as `*`,
         says that everything is to be read: any role may notify.
         """
-        said = [texts(payload) for payload in set(payloads)]
+        said = [database.texts(payload) for payload in set(payloads)]
         if None in said:
             self.load(connection)
             return
@@ -69,17 +69,6 @@ class RuleStore:
             else:
                 self.rules.remove(rule_id)
         structlog.get_logger().info("rules_changed", changed=len(ids), rules=len(self.rules))
-
-
-def texts(payload: str) -> list[str] | None:
-    """The texts of a JSON array, or None where it is something else. NUL is in no text that is stored."""
-    try:
-        found = json.loads(payload)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, list) or not all(isinstance(one, str) and "\0" not in one for one in found):
-        return None
-    return found
 
 
 def _rule(row: tuple[Any, ...]) -> Rule:

@@ -127,7 +127,7 @@ class Rules:
     def _look(self, series: Series) -> Watched | None:
         found = list(self._exact.get(series, {}).values())
         device, sensor = series
-        for literals in ((device, ""), ("", sensor), ("", "")):
+        for literals in {(device, ""), ("", sensor), ("", "")}:
             for devices, sensors, rule in self._patterns.get(literals, {}).values():
                 if devices.fullmatch(device) and sensors.fullmatch(sensor):
                     found.append(rule)
