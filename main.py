@@ -7,6 +7,7 @@ Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or conf
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -31,25 +32,15 @@ import config
 import database
 import log
 import redis_client
-from config import ConfigError, MqttProtocol, Settings, UnknownSeries
-from db_writer import DatabaseWriter, WriterOptions
+import wiring
+from config import ConfigError, Settings
+from db_writer import DatabaseWriter
 from metrics import Stats
-from mqtt.alerts import AlertPublisher, PublisherOptions
-from mqtt.client import MqttOptions
-from parse import Limits, Parser, parse_all
-from redis_reader import ReaderOptions, RedisReader
+from parse import Parser, parse_all
+from redis_reader import RedisReader
 from retry import StopFlag, Stopping, describe
-from schema import Batch, EventKind, Outcome
+from schema import Batch, Outcome
 from schema_check import SchemaMismatch
-
-# What the streams of `Settings.event_streams` hold, in their order.
-_EVENT_KINDS = (
-    EventKind.THRESHOLD_CREATED,
-    EventKind.THRESHOLD_UPDATED,
-    EventKind.THRESHOLD_DELETED,
-    EventKind.DEVICE_DELETED,
-    EventKind.DEVICE_DELETED,
-)
 
 
 class DatabaseWriterService:
@@ -65,7 +56,7 @@ class DatabaseWriterService:
         self._stats = Stats()
         self._stop = StopFlag(self._settings.shutdown_timeout_sec)
         self._running = False
-        self._parser = Parser(_limits(self._settings))
+        self._parser = Parser(wiring.limits(self._settings))
         self._client = redis_client.connect(
             self._settings.redis_address(),
             timeout_sec=self._settings.batch_timeout_sec + 10,
@@ -73,16 +64,16 @@ class DatabaseWriterService:
         )
         self._reader = RedisReader(
             self._client,
-            _reader_options(self._settings),
+            wiring.reader_options(self._settings),
             self._stop,
             self._stats,
             token=str(uuid.uuid4()),
             wall_ms=lambda: time.time_ns() // 1_000_000,
         )
         # `publisher.wake` is for whoever commits an alert. None: nothing is to be published.
-        self.publisher = publisher_of(self._settings)
+        self.publisher = wiring.publisher_of(self._settings)
         self._writer = DatabaseWriter(
-            _writer_options(self._settings),
+            wiring.writer_options(self._settings),
             self._stop,
             self._stats,
             now=lambda: datetime.now(UTC),
@@ -149,6 +140,9 @@ class DatabaseWriterService:
         except psycopg.OperationalError as error:
             raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
         self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
+        # Rules and registry stay: the collector need not look at a hundred thousand of them again.
+        gc.collect()
+        gc.freeze()
         self._running = True
         if self.publisher:
             self.publisher.start()
@@ -215,76 +209,6 @@ class DatabaseWriterService:
                 return True
         except (psycopg.Error, OSError):
             return False
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        stream_pattern=settings.stream_pattern,
-        topic_templates=settings.topic_templates,
-        status_templates=settings.status_templates,
-        event_streams=tuple(zip(settings.event_streams(), _EVENT_KINDS, strict=False)),
-        max_future_sec=settings.max_future_sec,
-        max_metadata_bytes=settings.max_metadata_bytes,
-        max_entry_bytes=settings.max_entry_bytes,
-        max_readings_per_entry=settings.max_readings_per_entry,
-    )
-
-
-def _reader_options(settings: Settings) -> ReaderOptions:
-    return ReaderOptions(
-        group=settings.consumer_group_name,
-        consumer=settings.consumer_name,
-        pattern=settings.stream_pattern,
-        dead_letter_stream=settings.dead_letter_stream,
-        batch_size=settings.batch_size,
-        block_sec=settings.batch_timeout_sec,
-        claim_min_idle_sec=settings.claim_min_idle_sec,
-        discovery_interval_sec=settings.discovery_interval_sec,
-        max_deliveries=settings.max_deliveries,
-        stream_retention_sec=settings.stream_retention_sec,
-        named_streams=settings.event_streams(),
-    )
-
-
-def _writer_options(settings: Settings) -> WriterOptions:
-    return WriterOptions(
-        url=settings.database_url.get_secret_value(),
-        table=settings.table_name,
-        enable_timescale=settings.enable_timescale,
-        batch_size=settings.batch_size,
-        timeout_sec=settings.db_timeout_sec,
-        retention_days=settings.retention_days,
-        partitions_ahead_days=settings.partitions_ahead_days,
-        accept_unknown_series=settings.unknown_series is UnknownSeries.ACCEPT,
-        rules_reload_sec=settings.rules_reload_sec,
-        publish_alerts=settings.mqtt_url is not None,
-        holder=f"{settings.consumer_name}:{uuid.uuid4()}",
-    )
-
-
-def publisher_of(settings: Settings) -> AlertPublisher | None:
-    """The publisher of alerts, or None where no broker is set. Raises `ConfigError`."""
-    if not settings.mqtt_url:
-        return None
-    username, password = settings.mqtt_username, settings.mqtt_password
-    mqtt = MqttOptions(
-        url=settings.mqtt_url.get_secret_value(),
-        client_id=settings.mqtt_client_id or f"sluice-alerts-{settings.consumer_name}",
-        username=username.get_secret_value() if username else None,
-        password=password.get_secret_value() if password else None,
-        version_5=settings.mqtt_protocol is MqttProtocol.V5,
-        ca_certificate=settings.mqtt_ca_certificate,
-        certificate=settings.mqtt_certificate,
-        key=settings.mqtt_key,
-    )
-    options = PublisherOptions(
-        database_url=settings.database_url.get_secret_value(),
-        mqtt=mqtt,
-        topic=settings.alert_topic,
-        holder=f"{settings.consumer_name} {uuid.uuid4()}",
-        timeout_sec=settings.db_timeout_sec,
-    )
-    return AlertPublisher(options)
 
 
 def stop_on_signals(service: DatabaseWriterService) -> None:

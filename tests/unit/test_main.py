@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 import config
 import main
+import wiring
 from main import DatabaseWriterService
 from schema import EventKind
 
@@ -59,12 +60,12 @@ def test_an_unknown_command_is_refused_by_name(capsys: pytest.CaptureFixture[str
 
 def test_each_event_stream_is_read_as_events_of_its_kind() -> None:
     settings = config.load()
-    assert main._limits(settings).event_streams == (
+    assert wiring.limits(settings).event_streams == (
         ("devices.threshold.created", EventKind.THRESHOLD_CREATED),
         ("devices.threshold.updated", EventKind.THRESHOLD_UPDATED),
         ("devices.threshold.deleted", EventKind.THRESHOLD_DELETED),
         ("devices.device.deleted", EventKind.DEVICE_DELETED),
         ("devices.device.bulk-deleted", EventKind.DEVICE_DELETED),
     )
-    assert main._reader_options(settings).named_streams == settings.event_streams()
-    assert main._limits(config.load(device_events=False)).event_streams == ()
+    assert wiring.reader_options(settings).named_streams == settings.event_streams()
+    assert wiring.limits(config.load(device_events=False)).event_streams == ()
