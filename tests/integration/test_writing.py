@@ -412,13 +412,16 @@ def test_telling_duplicates_apart_opens_no_partition_between_the_oldest_and_the_
     assert plain_database.count() == 5
 
 
-def test_a_default_partition_in_the_way_is_waited_out_and_told(plain_database: Database) -> None:
+def test_a_default_partition_in_the_way_is_put_off_or_waited_out_and_told(plain_database: Database) -> None:
     plain_database.rows("create table rest partition of sensor_readings default")
     plain_database.rows(
         "insert into sensor_readings values (now(), 'd', 't', 1, null, null, gen_random_uuid(), now())"
     )
+    today = YESTERDAY_US + DAY_US
     with rig(plain_database) as one, capture_logs() as logs:
-        waiting = InBackground(one.writer.upkeep)
+        one.writer.upkeep()
+        assert [log["what"] for log in logs if log["event"] == "housekeeping_put_off"] == ["partitions"]
+        waiting = InBackground(lambda: one.writer.write(batch_of([reading(1, timestamp_us=today)])))
         wait_until(lambda: any(log["event"] == "outage_began" for log in logs))
         plain_database.rows("drop table rest")
         waiting.result(20)
