@@ -150,11 +150,11 @@ def registry_share(redis_url: str, database_url: str, entries: int) -> None:
     def timed(owner: type, name: str) -> None:
         inner = getattr(owner, name)
 
-        def outer(*arguments: object) -> object:
+        def outer(*arguments: object, **named: object) -> object:
             nonlocal spent
             began = time.perf_counter()
             try:
-                return inner(*arguments)
+                return inner(*arguments, **named)
             finally:
                 spent += time.perf_counter() - began
 
