@@ -87,7 +87,8 @@ def test_an_old_violation_opens_nothing_that_a_newer_reading_in_flight_has_clear
 ) -> None:
     """The one interleaving that the advisory lock is for. Without the lock the alert never ends."""
     add_rule(database, id="hot", kind="max", value=30)
-    two.writer.start()
+    # The chunk of that day, and the registry's row: making them is a lock of its own.
+    write(two, at(1, 20))
     if not locked:
         monkeypatch.setattr(alert_store, "lock", only_savepoint)
     held = Held(monkeypatch, one)
@@ -107,7 +108,8 @@ def test_a_clearing_reading_ends_an_alert_that_is_being_opened(
 ) -> None:
     """The same two the other way round."""
     add_rule(database, id="hot", kind="max", value=30)
-    two.writer.start()
+    # The chunk of that day, and the registry's row: making them is a lock of its own.
+    write(two, at(1, 20))
     if not locked:
         monkeypatch.setattr(alert_store, "lock", only_savepoint)
     held = Held(monkeypatch, one)
