@@ -1,11 +1,12 @@
 """The rules from the table `thresholds` into memory: all at once, by what changed, or not at all.
 
-Each change gives a row a new, higher version, so the number of rows and the sum of their versions tell
-whether anything was missed, without reading the rows.
+Each change gives a row a new version, so the number of rows and the sum of a hash of their ids and versions
+tell whether anything was missed, without reading the rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +26,11 @@ _SELECT = sql.SQL(
     """
 )
 _THESE = _SELECT + sql.SQL(" where id = any(%(ids)s)")
-_FINGERPRINT = "select count(*), coalesce(sum(version), 0)::bigint from thresholds"
+# `_mark` computes the same for one row.
+_FINGERPRINT = """
+    select count(*), coalesce(sum(('x' || left(md5(id || ' ' || version), 8))::bit(32)::bigint), 0)::bigint
+    from thresholds
+"""
 
 
 class RuleStore:
@@ -33,19 +38,19 @@ class RuleStore:
 
     def __init__(self) -> None:
         self.rules = Rules()
-        self._versions: dict[str, int] = {}
+        self._marks: dict[str, int] = {}
 
     def load(self, connection: BoundedConnection) -> None:
         """Read all rules."""
         found = connection.execute(_SELECT).fetchall()
-        self._versions = {row[0]: row[1] for row in found}
+        self._marks = {row[0]: _mark(row[0], row[1]) for row in found}
         self.rules.replace_all(_rule(row) for row in found if row[2])
         structlog.get_logger().info("rules_loaded", rules=len(self.rules))
 
     def verify(self, connection: BoundedConnection) -> None:
         """Read all rules again if a change was missed."""
         found = connection.execute(_FINGERPRINT).fetchone()
-        if found != (len(self._versions), sum(self._versions.values())):
+        if found != (len(self._marks), sum(self._marks.values())):
             self.load(connection)
 
     def refresh(self, connection: BoundedConnection, payloads: Iterable[str]) -> None:
@@ -61,14 +66,20 @@ class RuleStore:
         for rule_id in ids:
             row = found.get(rule_id)
             if row is None:
-                self._versions.pop(rule_id, None)
+                self._marks.pop(rule_id, None)
             else:
-                self._versions[rule_id] = row[1]
+                self._marks[rule_id] = _mark(rule_id, row[1])
             if row is not None and row[2]:
                 self.rules.put(_rule(row))
             else:
                 self.rules.remove(rule_id)
         structlog.get_logger().info("rules_changed", changed=len(ids), rules=len(self.rules))
+
+
+def _mark(rule_id: str, version: int) -> int:
+    """32 bits that are others with every version of every rule."""
+    digest = hashlib.md5(f"{rule_id} {version}".encode(), usedforsecurity=False)
+    return int.from_bytes(digest.digest()[:4], "big")
 
 
 def _rule(row: tuple[Any, ...]) -> Rule:
