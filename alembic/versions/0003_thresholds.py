@@ -28,6 +28,7 @@ def upgrade() -> None:
         """
     )
     _thresholds()
+    _stamp_changes()
     _announce_changes()
     _alerts()
     op.execute(
@@ -102,6 +103,10 @@ def _thresholds() -> None:
     )
     op.execute("alter sequence thresholds_version owned by thresholds.version")
     op.execute("create index thresholds_silence on thresholds (value) where kind = 'silence' and enabled")
+
+
+def _stamp_changes() -> None:
+    """Each change gets a version of its own, by which workers tell that they have missed one."""
     op.execute(
         """
         create function sluice_stamp_threshold() returns trigger language plpgsql as $$
