@@ -21,7 +21,7 @@ import main
 from config import ConfigError
 from mqtt import outbox
 from mqtt.alerts import AlertPublisher, PublisherOptions
-from mqtt.client import MqttOptions
+from mqtt.options import MqttOptions
 from tests.broker import Broker, Recorder, Stub, kinds, recording, running
 from tests.faults import Proxy, proxy_to
 from tests.support import ROOT, Daemon, Database, settings_for, wait_until
@@ -309,7 +309,7 @@ PROCESS = """
 import sys, threading
 from pathlib import Path
 from mqtt.alerts import AlertPublisher, PublisherOptions
-from mqtt.client import MqttOptions
+from mqtt.options import MqttOptions
 database, url, version_5, holder = sys.argv[1:]
 mqtt = MqttOptions(url=url, client_id=holder, version_5=version_5 == "True")
 publisher = AlertPublisher(
