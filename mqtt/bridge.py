@@ -13,15 +13,16 @@ import structlog
 from paho.mqtt import client as paho
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 import redis_client
+from config import ConfigError
 from metrics import BridgeStats
 from mqtt.client import Link, Seldom
 from mqtt.filters import overlapping
 from mqtt.intake import Bounds, Intake, Message
 from mqtt.layout import Composer, Router
 from mqtt.options import MqttOptions
+from mqtt.subscriptions import Subscriptions
 from parse import Limits
 from retry import StopFlag, Stopping, describe
 from setting_types import Layout
@@ -30,7 +31,6 @@ from stream_writer import StreamWriter
 IDLE_SEC = 0.2  # how soon a stop is noticed while nothing comes
 BATCH_BYTES = 4_194_304
 REDIS_TIMEOUT_SEC = 10.0
-_NO_SUBSCRIPTION = "check BRIDGE_TOPICS and what the broker allows this user"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,18 +86,20 @@ class Bridge:
         )
         self._writer = StreamWriter(self._client, stop, self._stats, options.maxlen)
         self._link = Link(options.mqtt, lambda: None, clock, self)
+        self._subscriptions = Subscriptions(
+            options.mqtt, options.filters, options.share, self._link.complain
+        )
         self._seldom = Seldom(clock)
         self._told = BridgeStats()  # what the log has told of
         self._next_word = 0.0
         self._away = False  # left the broker until the queue has room again
-        self._subscribed = False
         self._running = False
         self._example = ""  # a topic that no template matches
 
     def run(self) -> None:
         """The promise, in order: added, confirmed, acknowledged."""
-        self._start()
         try:
+            self._start()
             while not self._finished():
                 self._tend()
                 options = self._options
@@ -133,7 +135,7 @@ class Bridge:
         """
         return {
             "running": self._running,
-            "mqtt": self._link.connected and self._subscribed,
+            "mqtt": self._link.connected and self._subscriptions.granted,
             "redis": self._reaches_redis(),
             "waiting": self._intake.waiting(),
             "stats": self._stats.as_dict(),
@@ -157,6 +159,9 @@ class Bridge:
                 filters=[one, other],
                 remedy="set BRIDGE_TOPICS to filters that share no topic; some brokers send twice",
             )
+        self._refuse_login()
+        subscriptions = self._subscriptions
+        subscriptions.former = self._writer.note_filters(options.mqtt.client_id, subscriptions.wanted)
         self._running = True
         log.info(
             "bridge_started",
@@ -165,6 +170,12 @@ class Bridge:
             layout=options.layout.value,
         )
         self._link.start()
+
+    def _refuse_login(self) -> None:
+        try:
+            self._writer.wait_for_server()
+        except (redis.AuthenticationError, redis.ResponseError) as error:
+            raise ConfigError(f"the Redis that REDIS_… names refused the connection: {error}") from None
 
     def _finished(self) -> bool:
         if not self._stop.is_set():
@@ -182,6 +193,10 @@ class Bridge:
         if self._away and self._intake.relieved():
             self._away = self._intake.overflowed = False
             self._link.call_again()
+        subscriptions = self._subscriptions
+        if subscriptions.former and subscriptions.former_gone:
+            self._writer.forget_filters(self._options.mqtt.client_id, subscriptions.former)
+            subscriptions.former = frozenset()
         if self._clock() >= self._next_word:
             self._tell()
 
@@ -249,46 +264,19 @@ class Bridge:
     # paho's thread: nothing here may wait
 
     def connected(self, client: paho.Client, resumed: bool, properties: Properties | None) -> None:
-        options = self._options
-        self._subscribed = False
         self._intake.connected(client, resumed=resumed)
-        if options.share and getattr(properties, "SharedSubscriptionAvailable", 1) == 0:
-            self._link.complain(
-                "mqtt_subscription_refused",
-                "the broker has no shared subscriptions",
-                "leave BRIDGE_SHARE empty and run one bridge",
-            )
-            return
-        prefix = f"$share/{options.share}/" if options.share else ""
-        # Retained messages only with a subscription that is new, and never with a shared one.
-        handling = 2 if options.share else 1
-        if options.mqtt.version_5:
-            wanted: Any = [
-                (prefix + one, SubscribeOptions(qos=1, retainHandling=handling)) for one in options.filters
-            ]
-        else:
-            wanted = [(prefix + one, 1) for one in options.filters]
-        client.subscribe(wanted)
-        if options.status_topic:
-            client.publish(options.status_topic, b"online", qos=1, retain=True)
+        self._subscriptions.connected(client, resumed, properties)
+        if self._options.status_topic:
+            client.publish(self._options.status_topic, b"online", qos=1, retain=True)
 
     def lost(self) -> None:
-        self._subscribed = False
+        self._subscriptions.lost()
         self._intake.lost()
 
     def on_subscribe(
         self, _client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
     ) -> None:
-        refused = [
-            wanted
-            for wanted, reason in zip(self._options.filters, reasons, strict=False)
-            if reason.is_failure
-        ]
-        self._subscribed = not refused
-        if refused:
-            self._link.complain(
-                "mqtt_subscription_refused", f"{', '.join(refused)}: {reasons[0]}", _NO_SUBSCRIPTION
-            )
+        self._subscriptions.answered(reasons)
 
     def on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._stats.messages_received += 1

@@ -156,6 +156,7 @@ class Link:
     def hang_up(self) -> None:
         """Leave the broker for a while, with a good-bye: `call_again` comes back."""
         self._lost()
+        self.client.on_connect = None
         self.client.on_message = None
         self.client.on_disconnect = None
         self.client.disconnect()
