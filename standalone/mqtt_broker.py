@@ -19,9 +19,7 @@ from typing import Any
 from standalone.servers import Server, ServerMissing
 
 USUAL_PORT = 1883
-ANYBODY: dict[str, Any] = {
-    "amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}
-}
+ANYBODY: dict[str, Any] = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
 
 
 class MqttBroker(Server):
@@ -33,8 +31,8 @@ class MqttBroker(Server):
         super().__init__(data)
         if not importlib.util.find_spec("amqtt"):
             raise ServerMissing(
-                "there is no embedded MQTT broker (package amqtt); install a broker, such as mosquitto, and "
-                "give its address with --mqtt-url"
+                "there is no embedded MQTT broker (package amqtt); install a broker, such as mosquitto, "
+                "and give its address with --mqtt-url"
             )
         self.port = free_port(USUAL_PORT)
 

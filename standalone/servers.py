@@ -105,9 +105,7 @@ class Server:
             self.process.wait()
         self.process = None
 
-    def _spawn(
-        self, command: Sequence[str | Path], user: str | None = None, cwd: str | Path = "/"
-    ) -> None:
+    def _spawn(self, command: Sequence[str | Path], user: str | None = None, cwd: str | Path = "/") -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
