@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -262,8 +263,12 @@ def _packet(stream: Any) -> tuple[int, bytes]:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that stays free until it is listened on, and while its broker is down: below those that the
+    system hands to connections, and not the first free one, which other tests would find too."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 async def _serve(wanted: dict[str, Any]) -> None:

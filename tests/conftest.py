@@ -26,6 +26,16 @@ from standalone.servers import Postgres, Valkey
 from tests.support import Daemon, Database, daemons, wait_until
 
 _number = itertools.count(1)
+_UNIT = Path(__file__).resolve().parent / "unit"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Beside each other run files of unit tests, as one of them takes less than handing it out, and all
+    other tests one by one."""
+    for item in items:
+        if _UNIT in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
