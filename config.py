@@ -63,6 +63,10 @@ _EVENT_STREAMS = (
 )
 
 
+# Given to `load` by commands that never reach the database: takes the place of DATABASE_URL, set or not.
+WITHOUT_DATABASE = {"database_url": "postgresql://not-used"}
+
+
 class ConfigError(Exception):
     """A setting that cannot be used. The message is complete: variable, value, remedy."""
 

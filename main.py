@@ -1,6 +1,7 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
-`python main.py` runs a worker; `verify` proves the ledger, `thresholds` and `series` edit what they heed.
+`python main.py` runs a worker; `verify` proves the ledger, `thresholds` and `series` edit what they heed,
+`simulate` publishes what devices would.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
@@ -245,6 +246,7 @@ def worker(settings: Settings) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
+    from mqtt import simulate
     from ops import series, thresholds, verify
 
     parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
@@ -254,13 +256,16 @@ def main(arguments: Sequence[str]) -> int:
     verifying.add_argument("--json", action="store_true", help="print one JSON object")
     thresholds.add_arguments(commands)
     series.add_arguments(commands)
+    simulate.add_arguments(commands)
     chosen = parser.parse_args(arguments)
     if "action" in chosen and not chosen.action:
         chosen.show_help()
         return 2
     try:
-        settings = config.load()
+        settings = config.load(**(config.WITHOUT_DATABASE if chosen.command == "simulate" else {}))
         log.configure(settings.log_level, settings.log_format)
+        if chosen.command == "simulate":
+            return simulate.main(wiring.mqtt_options(settings, simulate.client_id()), chosen)
         if chosen.command == "verify":
             return verify.main(settings, as_json=chosen.json)
         if "action" in chosen:

@@ -67,14 +67,14 @@ def writer_options(settings: Settings) -> WriterOptions:
     )
 
 
-def publisher_of(settings: Settings) -> AlertPublisher | None:
-    """The publisher of alerts, or None where no broker is set. Raises `ConfigError`."""
+def mqtt_options(settings: Settings, client_id: str) -> MqttOptions | None:
+    """How to reach the broker as a client of this name, or None where no broker is set."""
     if not settings.mqtt_url:
         return None
     username, password = settings.mqtt_username, settings.mqtt_password
-    mqtt = MqttOptions(
+    return MqttOptions(
         url=settings.mqtt_url.get_secret_value(),
-        client_id=settings.mqtt_client_id or f"sluice-alerts-{settings.consumer_name}",
+        client_id=client_id,
         username=username.get_secret_value() if username else None,
         password=password.get_secret_value() if password else None,
         version_5=settings.mqtt_protocol is MqttProtocol.V5,
@@ -82,6 +82,14 @@ def publisher_of(settings: Settings) -> AlertPublisher | None:
         certificate=settings.mqtt_certificate,
         key=settings.mqtt_key,
     )
+
+
+def publisher_of(settings: Settings) -> AlertPublisher | None:
+    """The publisher of alerts, or None where no broker is set. Raises `ConfigError`."""
+    client_id = settings.mqtt_client_id or f"sluice-alerts-{settings.consumer_name}"
+    mqtt = mqtt_options(settings, client_id)
+    if mqtt is None:
+        return None
     options = PublisherOptions(
         database_url=settings.database_url.get_secret_value(),
         mqtt=mqtt,

@@ -26,6 +26,7 @@ from retry import FIRST_REPEAT_SEC, LONGEST_REPEAT_SEC, describe
 KEEPALIVE_SEC = 20  # a broker that is frozen is noticed within twice this time
 SHORTEST_PAUSE_SEC = 1
 LONGEST_PAUSE_SEC = 30
+_RECEIVE_MAXIMUM = 65_535  # where the broker names none (MQTT 5, 3.2.2.3.3)
 _REASONS = 50  # kept to tell repeats; there are fewer, but a message may hold something that changes
 
 _LOSSES = ("mqtt_disconnected", "mqtt_refused", "mqtt_unreachable")
@@ -46,6 +47,8 @@ class MqttOptions:
     """Plain values of the settings that a connection depends on.
 
     `url`: `mqtt://user:password@host:port` or `mqtts://…`; `username` and `password` win over its own.
+    `most_in_flight`: beyond, paho holds messages back; 0: whoever publishes bounds them. `refused_remedy`:
+    what to do where the broker refuses a publication.
     """
 
     url: str = field(repr=False)
@@ -56,6 +59,8 @@ class MqttOptions:
     ca_certificate: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    most_in_flight: int = 20
+    refused_remedy: str = "check ALERT_TOPIC and what the broker allows this user"
 
 
 class Seldom:
@@ -98,6 +103,8 @@ class Link:
     own thread has met. The callbacks of paho's thread only take notes and call `on_change`.
     `acknowledged` holds what the broker has answered to publications: message id and whether it took it.
     `generation` grows when a new client took the place of one: what that had in hand is forgotten.
+    `connections` counts those made; `receive_maximum` is how many publications without an acknowledgement
+    the broker of the newest one takes.
     Raises, from `start`: `ConfigError` for certificates that cannot be used.
     """
 
@@ -117,6 +124,8 @@ class Link:
         self.acknowledged: deque[tuple[int, bool]] = deque()
         self.connected = False
         self.generation = 0
+        self.connections = 0
+        self.receive_maximum = _RECEIVE_MAXIMUM
         self.client = self._made()
 
     def start(self) -> None:
@@ -188,6 +197,7 @@ class Link:
             client.username_pw_set(user, password or None)
         if parts.scheme == "mqtts":
             client.tls_set_context(_tls(options))
+        client.max_inflight_messages = options.most_in_flight
         client.reconnect_delay_set(SHORTEST_PAUSE_SEC, LONGEST_PAUSE_SEC)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
@@ -203,12 +213,14 @@ class Link:
         _data: Any,
         _flags: Any,
         reason: ReasonCode,
-        _properties: Properties | None,
+        properties: Properties | None,
     ) -> None:
         if reason.is_failure:
             words = str(reason)
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
         else:
+            self.receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
+            self.connections += 1
             self.connected = True
             self._note("mqtt_connected", "", "")
 
@@ -239,11 +251,7 @@ class Link:
         self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         if reason.is_failure:
-            self._note(
-                "mqtt_publication_refused",
-                str(reason),
-                "check ALERT_TOPIC and what the broker allows this user",
-            )
+            self._note("mqtt_publication_refused", str(reason), self._options.refused_remedy)
         self.acknowledged.append((mid, not reason.is_failure))
         self._on_change()
 
