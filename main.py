@@ -1,7 +1,7 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
 `python main.py` runs a worker, `bridge` what feeds it from an MQTT broker; `verify` proves the ledger,
-`thresholds` and `series` edit what workers heed.
+`thresholds` and `series` edit what workers heed, `simulate` publishes what devices would.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
@@ -219,6 +219,7 @@ def bridge() -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
+    from mqtt import simulate
     from ops import series, thresholds, verify
 
     parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
@@ -229,6 +230,7 @@ def main(arguments: Sequence[str]) -> int:
     verifying.add_argument("--json", action="store_true", help="print one JSON object")
     thresholds.add_arguments(commands)
     series.add_arguments(commands)
+    simulate.add_arguments(commands)
     chosen = parser.parse_args(arguments)
     if "action" in chosen and not chosen.action:
         chosen.show_help()
@@ -236,6 +238,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if chosen.command == "bridge":
             return bridge()
+        if chosen.command == "simulate":
+            edge = config.load_edge()
+            log.configure(edge.log_level, edge.log_format)
+            return simulate.main(wiring.mqtt_options(edge, simulate.client_id()), chosen)
         settings = config.load()
         log.configure(settings.log_level, settings.log_format)
         if chosen.command == "verify":

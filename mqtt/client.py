@@ -23,6 +23,7 @@ from retry import FIRST_REPEAT_SEC, LONGEST_REPEAT_SEC, describe
 KEEPALIVE_SEC = 20  # a broker that is frozen is noticed within twice this time
 SHORTEST_PAUSE_SEC = 1
 LONGEST_PAUSE_SEC = 30
+_RECEIVE_MAXIMUM = 65_535  # where the broker names none (MQTT 5, 3.2.2.3.3)
 _REASONS = 50  # kept to tell repeats; there are fewer, but a message may hold something that changes
 
 _LOSSES = ("mqtt_disconnected", "mqtt_refused", "mqtt_unreachable")
@@ -97,6 +98,8 @@ class Link:
     own thread has met. The callbacks of paho's thread only take notes and call `on_change`.
     `acknowledged` holds what the broker has answered to publications: message id and whether it took it.
     `generation` grows when a new client took the place of one: what that had in hand is forgotten.
+    `connections` counts those made; `receive_maximum` is how many publications without an acknowledgement
+    the broker of the newest one takes.
     Raises: `ConfigError` for certificates that cannot be used.
     """
 
@@ -118,6 +121,8 @@ class Link:
         self.acknowledged: deque[tuple[int, bool]] = deque()
         self.connected = False
         self.generation = 0
+        self.connections = 0
+        self.receive_maximum = _RECEIVE_MAXIMUM
         self.client = self._made()
 
     def start(self) -> None:
@@ -228,6 +233,8 @@ class Link:
             words = str(reason)
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
         else:
+            self.receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
+            self.connections += 1
             if self._listener:
                 self._listener.connected(client, flags.session_present, properties)
             self.connected = True
@@ -260,11 +267,7 @@ class Link:
         self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         if reason.is_failure:
-            self._note(
-                "mqtt_publication_refused",
-                str(reason),
-                "check ALERT_TOPIC and what the broker allows this user",
-            )
+            self._note("mqtt_publication_refused", str(reason), self._options.refused_remedy)
         self.acknowledged.append((mid, not reason.is_failure))
         self._on_change()
 

@@ -39,6 +39,8 @@ class MqttOptions:
     """Plain values of the settings that a connection depends on.
 
     `url`: `mqtt://user:password@host:port` or `mqtts://…`; `username` and `password` win over its own.
+    `most_in_flight`: publications beyond it paho holds back; 0: whoever publishes bounds them.
+    `refused_remedy`: what to do where the broker refuses a publication.
     """
 
     url: str = field(repr=False)
@@ -49,6 +51,8 @@ class MqttOptions:
     ca_certificate: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    most_in_flight: int = 20
+    refused_remedy: str = "check ALERT_TOPIC and what the broker allows this user"
     session: Session | None = None
     will: Will | None = None
 
@@ -81,6 +85,7 @@ class MqttOptions:
             client.username_pw_set(user, password or None)
         if self.url.startswith("mqtts:"):
             client.tls_set_context(_tls(self))
+        client.max_inflight_messages = self.most_in_flight
         if self.will:
             client.will_set(self.will.topic, self.will.payload, qos=1, retain=True)
 
