@@ -106,6 +106,7 @@ def bridge_options(settings: EdgeSettings) -> BridgeOptions:
         ),
         filters=settings.bridge_topics
         or filters_of((*settings.topic_templates, *settings.status_templates)),
+        filters_chosen=bool(settings.bridge_topics),
         limits=limits(settings),
         bounds=Bounds(
             count=settings.bridge_queue_size,

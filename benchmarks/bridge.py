@@ -32,9 +32,9 @@ import redis
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from benchmarks.office import temperatures
 from mqtt.options import MqttOptions, Session
 from standalone.mqtt_broker import free_port
-from standalone.replay import sample
 from standalone.servers import Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +125,7 @@ def subscribe(port: int, name: str, version_5: bool) -> None:
 
 def publish(port: int, messages: int) -> None:
     """One reading a message of the office's temperatures, a device after the other."""
-    values = [row["temperature"] for row in sample()]
+    values = temperatures()
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id="publisher")
     client.max_inflight_messages_set(IN_FLIGHT)
     client.connect("127.0.0.1", port)

@@ -37,13 +37,15 @@ REDIS_TIMEOUT_SEC = 10.0
 class BridgeOptions:
     """Plain values of the settings that a bridge depends on. Times in seconds, sizes in bytes.
 
-    `filters` without `$share`; `share`: name of the group of bridges, or empty. `status_topic`: where the
+    `filters` without `$share`; `filters_chosen`: not made from templates, which share topics that no
+    device has. `share`: name of the group of bridges, or empty. `status_topic`: where the
     bridge tells of itself, or empty. `reserved`: streams that are not for readings.
     """
 
     redis_url: str
     mqtt: MqttOptions
     filters: tuple[str, ...]
+    filters_chosen: bool
     limits: Limits
     bounds: Bounds
     share: str = ""
@@ -153,7 +155,7 @@ class Bridge:
                 loses="entries that no worker has read",
                 remedy="leave BRIDGE_MAXLEN at 0: workers trim what they have acknowledged",
             )
-        for one, other in overlapping(options.filters):
+        for one, other in overlapping(options.filters) if options.filters_chosen else ():
             log.warning(
                 "bridge_filters_overlap",
                 filters=[one, other],

@@ -34,7 +34,6 @@ from mqtt.simulator import SendOptions, Simulator
 from mqtt.tally import Tally, manifest
 from retry import StopFlag
 
-SAMPLE = Path(__file__).parent.parent / "standalone" / "data" / "occupancy.csv"
 _REMEDY = "check --topics and what the broker allows this user"
 
 
@@ -50,7 +49,7 @@ def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--payload", type=Shape, choices=list(Shape), help="default: what goes with the names in the topic")
     add("--scenario", type=Path, metavar="FILE", help="TOML: what goes wrong, and how often (nothing)")
     values = parser.add_mutually_exclusive_group()
-    values.add_argument("--data", type=Path, default=SAMPLE, metavar="FILE", help="CSV to replay (a day)")
+    values.add_argument("--data", type=Path, default=feeds.SAMPLE, metavar="FILE", help="CSV to replay")
     values.add_argument("--generated", action="store_true", help="random walks in place of recorded rows")
     add("--for", type=_amount, default=inf, dest="seconds", metavar="SECONDS", help="stop after this long")
     add("--messages", type=_whole(1, 10**12), default=inf, metavar="N", help="stop after this many")
