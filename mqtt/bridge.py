@@ -93,6 +93,7 @@ class Bridge:
         )
         self._seldom = Seldom(clock)
         self._told = BridgeStats()  # what the log has told of
+        self._told_granted = False
         self._next_word = 0.0
         self._away = False  # left the broker until the queue has room again
         self._running = False
@@ -196,6 +197,10 @@ class Bridge:
             self._away = self._intake.overflowed = False
             self._link.call_again()
         subscriptions = self._subscriptions
+        if subscriptions.granted != self._told_granted:
+            self._told_granted = subscriptions.granted
+            if self._told_granted:
+                structlog.get_logger().info("mqtt_subscribed", filters=len(subscriptions.wanted))
         if subscriptions.former and subscriptions.former_gone:
             self._writer.forget_filters(self._options.mqtt.client_id, subscriptions.former)
             subscriptions.former = frozenset()

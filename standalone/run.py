@@ -187,7 +187,7 @@ class Standalone:
         with contextlib.ExitStack() as stack:
             worker = self._child(stack, "worker")
             bridge = self._child(stack, "bridge", "bridge")
-            bridge.wait_for("mqtt_connected", DRAIN_SEC)  # what is published before has nobody to go to
+            bridge.wait_for("mqtt_subscribed", DRAIN_SEC)  # what is published before has nobody to go to
             demo = None if self._chosen.no_demo else self._child(stack, "simulator", *self._simulate())
             if demo:
                 demo.wait_for("mqtt_connected", DRAIN_SEC)  # --for counts from here

@@ -93,14 +93,14 @@ def dead_letters(client: redis.Redis) -> list[list[bytes]]:
 
 
 class Daemon:
-    """`python main.py` as a process, its log in a file."""
+    """`python main.py` as a process, its log in a file: a worker, or another command."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, *command: str) -> None:
         self.log = log
         clean = {name: value for name, value in os.environ.items() if name not in _OURS}
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "main.py")],
+                [sys.executable, str(ROOT / "main.py"), *command],
                 env={**clean, **environment},
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
