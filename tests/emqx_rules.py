@@ -96,7 +96,7 @@ def published(topic: str, payload: bytes, received_ms: int) -> dict[str, Any]:
         "payload": payload,
         "publish_received_at": received_ms,
         "timestamp": received_ms + 1,
-        "id": b"0005F8C1A3E04EF6F44500000B4A0000",
+        "id": b"%032X" % received_ms,  # a new one for each PUBLISH
         "qos": 1,
     }
 

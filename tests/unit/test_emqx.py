@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -235,6 +236,21 @@ def test_an_entry_that_emqx_writes_twice_is_one_reading() -> None:
     assert not parse(entry).own_id
 
 
+@pytest.mark.parametrize("config", [SHARDS, SERIES], ids=["shards", "series"])
+@pytest.mark.parametrize(("topic", "device"), TOPICS)
+def test_a_message_that_the_device_sends_again_has_the_same_identity(
+    config: dict[str, Any], topic: str, device: str
+) -> None:
+    """So it is the same reading, if it carries its time."""
+    payload = b'{"ts": 1600000000, "values": {"a": 1}}'
+    mids = {
+        command[command.index(b"mid") + 1]
+        for received in (RECEIVED_MS, RECEIVED_MS + 900)
+        for command in commands(config, topic, payload, received)
+    }
+    assert mids <= {hashlib.sha256(payload).hexdigest().encode()}
+
+
 def test_a_message_that_the_device_sends_again_is_one_reading_if_it_carries_its_time() -> None:
     payload = b'{"ts": 1600000000, "value": 1}'
     keys = {
@@ -297,9 +313,16 @@ def test_a_bare_value_that_is_none_becomes_a_dead_letter(
     assert [rejection.reason for rejection in parse(entry).rejections] == [reason]
 
 
-@pytest.mark.parametrize("topic", ["pico/a:b/d1", "ann/d1/feeds/a:b"])
-def test_a_colon_in_a_sensor_does_not_make_a_reading_another_device(topic: str) -> None:
-    (entry,) = entries(SERIES, topic, b"1")
+@pytest.mark.parametrize(
+    ("topic", "payload"),
+    [
+        ("pico/a:b/d1", b"1"),
+        ("ann/d1/feeds/a:b", b"1"),
+        ("placebrain/home/devices/d1/telemetry", b'{"values": {"a:b": 1}}'),
+    ],
+)
+def test_a_colon_in_a_sensor_does_not_make_a_reading_another_devices(topic: str, payload: bytes) -> None:
+    (entry,) = entries(SERIES, topic, payload)
     assert parse(entry).readings[0][:2] == ("d1", "a.b")
 
 
