@@ -17,9 +17,7 @@ from pydantic_settings import BaseSettings
 from edge_settings import EdgeSettings
 from setting_sources import SECRETS
 from setting_sources import ConfigError as ConfigError
-from setting_types import AnyCaseUnknownSeries, DatabaseAddress, TableName
-from setting_types import MqttProtocol as MqttProtocol
-from setting_types import UnknownSeries as UnknownSeries
+from setting_types import AnyCaseUnknownSeries, DatabaseAddress, TableName, UnknownSeries
 
 
 def _default_consumer_name() -> str:

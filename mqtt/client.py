@@ -7,11 +7,8 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, Protocol
 
 import structlog
 from paho.mqtt import client as paho
@@ -20,12 +17,13 @@ from paho.mqtt.exception import MQTTException
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from config import ConfigError
+from mqtt.options import MqttOptions
 from retry import FIRST_REPEAT_SEC, LONGEST_REPEAT_SEC, describe
 
 KEEPALIVE_SEC = 20  # a broker that is frozen is noticed within twice this time
 SHORTEST_PAUSE_SEC = 1
 LONGEST_PAUSE_SEC = 30
+_RECEIVE_MAXIMUM = 65_535  # where the broker names none (MQTT 5, 3.2.2.3.3)
 _REASONS = 50  # kept to tell repeats; there are fewer, but a message may hold something that changes
 
 _LOSSES = ("mqtt_disconnected", "mqtt_refused", "mqtt_unreachable")
@@ -36,26 +34,9 @@ _REMEDIES = {
     "Bad authentication method": "check MQTT_USERNAME and MQTT_PASSWORD",
     "Unsupported protocol version": "set MQTT_PROTOCOL to the version that the broker speaks",
     "Client identifier not valid": "set MQTT_CLIENT_ID to one that the broker takes",
-    "Session taken over": "give each worker a CONSUMER_NAME or MQTT_CLIENT_ID of its own",
+    "Session taken over": "give each process a name of its own: BRIDGE_NAME, CONSUMER_NAME, MQTT_CLIENT_ID",
     "Banned": "the broker has banned this client: ask whoever runs it",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MqttOptions:
-    """Plain values of the settings that a connection depends on.
-
-    `url`: `mqtt://user:password@host:port` or `mqtts://…`; `username` and `password` win over its own.
-    """
-
-    url: str = field(repr=False)
-    client_id: str
-    username: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-    version_5: bool = True
-    ca_certificate: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
 
 
 class Seldom:
@@ -78,6 +59,25 @@ class Seldom:
         return True
 
 
+class Listener(Protocol):
+    """Who receives. Every call comes from paho's thread, and must not block.
+
+    Messages of QoS 1 are acknowledged by the listener, with `paho.Client.ack`, while `connected` holds.
+    """
+
+    def connected(self, client: paho.Client, resumed: bool, properties: Properties | None) -> None:
+        """A connection is there. `resumed`: with the session of the one before."""
+
+    def lost(self) -> None:
+        """It is gone, and with it every message id."""
+
+    def on_message(self, client: paho.Client, data: Any, message: paho.MQTTMessage) -> None: ...
+
+    def on_subscribe(
+        self, client: paho.Client, data: Any, mid: int, reasons: list[ReasonCode], properties: Any
+    ) -> None: ...
+
+
 class _Client(paho.Client):
     """paho's client, but an end of its thread is noticed: paho lets it die without a word."""
 
@@ -98,7 +98,9 @@ class Link:
     own thread has met. The callbacks of paho's thread only take notes and call `on_change`.
     `acknowledged` holds what the broker has answered to publications: message id and whether it took it.
     `generation` grows when a new client took the place of one: what that had in hand is forgotten.
-    Raises, from `start`: `ConfigError` for certificates that cannot be used.
+    `connections` counts those made; `receive_maximum` is how many publications without an acknowledgement
+    the broker of the newest one takes.
+    Raises: `ConfigError` for certificates that cannot be used.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class Link:
         options: MqttOptions,
         on_change: Callable[[], None],
         clock: Callable[[], float] = monotonic,
+        listener: Listener | None = None,
     ) -> None:
         self._options = options
+        self._listener = listener
         self._on_change = on_change
         self._clock = clock
         self._seldom = Seldom(clock)
@@ -117,14 +121,14 @@ class Link:
         self.acknowledged: deque[tuple[int, bool]] = deque()
         self.connected = False
         self.generation = 0
+        self.connections = 0
+        self.receive_maximum = _RECEIVE_MAXIMUM
         self.client = self._made()
 
     def start(self) -> None:
         """Connect in the background. Returns at once, whether or not there is a broker."""
-        parts = urlsplit(self._options.url)
-        self.client.connect_async(
-            parts.hostname or "", parts.port or (8883 if parts.scheme == "mqtts" else 1883), KEEPALIVE_SEC
-        )
+        host, port = self._options.address
+        self.client.connect_async(host, port, KEEPALIVE_SEC, **self._options.connect_arguments())  # type: ignore[arg-type]
         self.client.loop_start()
 
     def tend(self) -> None:
@@ -134,13 +138,11 @@ class Link:
             # Bytes that are no MQTT end paho's thread: something else listens there. That is the world.
             if not isinstance(failure, MQTTException | OSError):
                 raise failure
-            self.connected = False
+            self._lost()
             if self._next_client <= self._clock():
                 self._next_client = self._clock() + LONGEST_PAUSE_SEC
                 self._note("mqtt_refused", describe(failure), "check that MQTT_URL names an MQTT broker")
-                self.client = self._made()
-                self.generation += 1
-                self.start()
+                self._replace()
         while self._notes:
             event, reason, remedy = self._notes.popleft()
             if self._worth_saying(event, reason):
@@ -155,6 +157,28 @@ class Link:
         if worth and event in _LOSSES:
             self._told_up = False
         return worth
+
+    def hang_up(self) -> None:
+        """Leave the broker for a while, with a good-bye: `call_again` comes back."""
+        self._lost()
+        self.client.on_connect = None
+        self.client.on_message = None
+        self.client.on_disconnect = None
+        self.client.disconnect()
+
+    def call_again(self) -> None:
+        """Connect after `hang_up`."""
+        self._replace()
+
+    def _replace(self) -> None:
+        self.client = self._made()
+        self.generation += 1
+        self.start()
+
+    def _lost(self) -> None:
+        self.connected = False
+        if self._listener:
+            self._listener.lost()
 
     def complain(self, event: str, reason: str, remedy: str) -> None:
         """A warning at growing intervals: for what the owner of the thread has met."""
@@ -176,39 +200,43 @@ class Link:
 
     def _made(self) -> _Client:
         options = self._options
+        lasting = {} if options.version_5 else {"clean_session": options.session is None}
         client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=options.client_id,
             protocol=paho.MQTTv5 if options.version_5 else paho.MQTTv311,
+            manual_ack=self._listener is not None,
+            **lasting,  # type: ignore[arg-type]
         )
-        parts = urlsplit(options.url)
-        user = options.username or unquote(parts.username or "")
-        password = options.password or unquote(parts.password or "")
-        if user:
-            client.username_pw_set(user, password or None)
-        if parts.scheme == "mqtts":
-            client.tls_set_context(_tls(options))
+        options.apply(client)
         client.reconnect_delay_set(SHORTEST_PAUSE_SEC, LONGEST_PAUSE_SEC)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
+        if self._listener:
+            client.on_message = self._listener.on_message
+            client.on_subscribe = self._listener.on_subscribe
         return client
 
     # In paho's thread, from here on: flags and notes only.
 
     def _on_connect(
         self,
-        _client: paho.Client,
+        client: paho.Client,
         _data: Any,
-        _flags: Any,
+        flags: Any,
         reason: ReasonCode,
-        _properties: Properties | None,
+        properties: Properties | None,
     ) -> None:
         if reason.is_failure:
             words = str(reason)
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
         else:
+            self.receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
+            self.connections += 1
+            if self._listener:
+                self._listener.connected(client, flags.session_present, properties)
             self.connected = True
             self._note("mqtt_connected", "", "")
 
@@ -232,18 +260,14 @@ class Link:
         if flags.is_disconnect_packet_from_server and words in _REMEDIES:
             self._note("mqtt_refused", words, _REMEDIES[words])
         if self.connected:
-            self.connected = False
+            self._lost()
             self._note("mqtt_disconnected", words, "")
 
     def _on_publish(
         self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         if reason.is_failure:
-            self._note(
-                "mqtt_publication_refused",
-                str(reason),
-                "check ALERT_TOPIC and what the broker allows this user",
-            )
+            self._note("mqtt_publication_refused", str(reason), self._options.refused_remedy)
         self.acknowledged.append((mid, not reason.is_failure))
         self._on_change()
 
@@ -256,23 +280,3 @@ def _log(event: str, reason: str, remedy: str) -> None:
     log = structlog.get_logger()
     words = {name: text for name, text in (("reason", reason), ("remedy", remedy)) if text}
     (log.info if event == "mqtt_connected" else log.warning)(event, **words)
-
-
-def _tls(options: MqttOptions) -> ssl.SSLContext:
-    """Verifies the broker by the given authority, or by those of the system."""
-    try:
-        context = ssl.create_default_context(cafile=options.ca_certificate)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"MQTT_CA_CERTIFICATE is '{options.ca_certificate}', which cannot be used ({error}); "
-            "it takes a file of certificates in PEM format"
-        ) from None
-    if options.certificate:
-        try:
-            context.load_cert_chain(options.certificate, options.key, password="")
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(
-                f"MQTT_CERTIFICATE is '{options.certificate}', which cannot be used ({error}); it takes a "
-                "file in PEM format whose key, without a passphrase, is in it or in MQTT_KEY"
-            ) from None
-    return context
