@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from pyhocon import ConfigFactory
 
-from tests.emqx_sql import UNDEFINED, Columns, Unknown, apply, encode_json, matches, parse_rule
+from tests.emqx_eval import Columns, apply, encode_json, matches
+from tests.emqx_sql import UNDEFINED, Unknown, parse_rule
 
 FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "emqx"
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from config import Settings
 from parse import Parser
 from schema import DeviceStatus, Entry, Parsed, Reason
+from tests.emqx_eval import RuleFailed
 from tests.emqx_rules import FOLDER, commands, handed_over, load, matches_any, render_log
-from tests.emqx_sql import RuleFailed, parse_rule
+from tests.emqx_sql import parse_rule
 from tests.support import ROOT
 from wiring import limits
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.emqx_eval import RuleFailed, apply, matches
 from tests.emqx_rules import published, render, render_log, text_of
-from tests.emqx_sql import UNDEFINED, RuleFailed, Unknown, apply, matches, parse_rule
+from tests.emqx_sql import UNDEFINED, Unknown, parse_rule
 
 
 def value_of(expression: str, **columns: Any) -> Any:
