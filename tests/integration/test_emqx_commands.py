@@ -15,8 +15,8 @@ from wiring import limits
 
 RECEIVED_MS = 1_700_000_000_000
 PARSER = Parser(limits(Settings.model_construct()))
-SHARDS = load("base", "shards")
-SERIES = load("base", "series-pico", "series-placebrain", "series-feeds", "status")
+SHARDS = load("actions", "shards")
+SERIES = load("actions", "series-pico", "series-placebrain", "series-feeds", "status")
 
 
 @pytest.mark.parametrize(

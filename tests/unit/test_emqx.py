@@ -30,10 +30,10 @@ ENTRY_ID = b"1700000000500-0"
 PARSER = Parser(limits(Settings.model_construct()))  # the defaults, whatever the environment says
 
 FILES = sorted(path.stem for path in FOLDER.glob("*.hocon"))
-LAYOUTS = [name for name in FILES if name != "base"]
+LAYOUTS = [name for name in FILES if name != "actions"]
 EVERYTHING = load(*sorted(FILES))
-SHARDS = load("base", "shards")
-SERIES = load("base", "series-pico", "series-placebrain", "series-feeds", "status")
+SHARDS = load("actions", "shards")
+SERIES = load("actions", "series-pico", "series-placebrain", "series-feeds", "status")
 
 examples = settings(max_examples=150, deadline=None)
 
@@ -71,7 +71,7 @@ def values_of(found: list[Parsed]) -> Counter[tuple[str, str, int, float | None,
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_rule_has_its_actions_and_every_action_its_connector(name: str) -> None:
-    config = load("base", name)
+    config = load("actions", name)
     for rule in config["rule_engine"]["rules"].values():
         parse_rule(rule["sql"])
         assert rule["actions"]
@@ -115,7 +115,7 @@ def test_a_length_limit_is_spoken_of_only_with_its_warning(name: str) -> None:
 
 
 def test_every_setting_of_the_actions_says_what_it_risks() -> None:
-    lines = (FOLDER / "base.hocon").read_text(encoding="utf-8").splitlines()
+    lines = (FOLDER / "actions.hocon").read_text(encoding="utf-8").splitlines()
     bare = [
         line.strip()
         for before, line in pairwise(lines)
