@@ -19,8 +19,9 @@ lint: ## ruff and mypy only
 format: ## put the code into its form
 	$(python) -m ruff check --fix . && $(python) -m ruff format .
 
-bench: ## throughput of a worker beside the COPY limit
+bench: ## throughput of a worker beside the COPY limit, of a bridge beside paho (needs mosquitto)
 	$(python) -m benchmarks.throughput
+	$(python) -m benchmarks.bridge
 
 lock: ## pin packages anew (needs uv)
 	requirements/lock.sh

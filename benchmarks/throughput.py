@@ -31,11 +31,11 @@ import psycopg
 import config
 import redis_client
 import rows
+from benchmarks.office import temperatures
 from ops import migrate
 from ops.ledger import read_ledger
 from parse import Limits, Parser
 from schema import Entry, Reading
-from standalone.replay import sample
 from standalone.servers import Postgres, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def servers(redis_url: str | None, database_url: str | None) -> Iterator[tuple[s
 
 def preload(url: str, entries: int) -> None:
     """Fill the streams with temperatures of the office, a different second each."""
-    values = [row["temperature"] for row in sample()]
+    values = temperatures()
     with redis_client.connect(url, timeout_sec=60) as client:
         client.flushdb()
         for start in range(0, entries, 10_000):

@@ -22,8 +22,9 @@ import database
 import duties
 from database import BoundedConnection
 from mqtt import outbox
-from mqtt.client import Link, MqttOptions
+from mqtt.client import Link
 from mqtt.messages import Event, payload_of, topic_of
+from mqtt.options import MqttOptions
 from mqtt.outbox import Item
 from retry import Outage
 

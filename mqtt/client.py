@@ -7,11 +7,8 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, Protocol
 
 import structlog
 from paho.mqtt import client as paho
@@ -20,7 +17,7 @@ from paho.mqtt.exception import MQTTException
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from config import ConfigError
+from mqtt.options import MqttOptions
 from retry import FIRST_REPEAT_SEC, LONGEST_REPEAT_SEC, describe
 
 KEEPALIVE_SEC = 20  # a broker that is frozen is noticed within twice this time
@@ -37,30 +34,9 @@ _REMEDIES = {
     "Bad authentication method": "check MQTT_USERNAME and MQTT_PASSWORD",
     "Unsupported protocol version": "set MQTT_PROTOCOL to the version that the broker speaks",
     "Client identifier not valid": "set MQTT_CLIENT_ID to one that the broker takes",
-    "Session taken over": "give each worker a CONSUMER_NAME or MQTT_CLIENT_ID of its own",
+    "Session taken over": "give each process a name of its own: BRIDGE_NAME, CONSUMER_NAME, MQTT_CLIENT_ID",
     "Banned": "the broker has banned this client: ask whoever runs it",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MqttOptions:
-    """Plain values of the settings that a connection depends on.
-
-    `url`: `mqtt://user:password@host:port` or `mqtts://…`; `username` and `password` win over its own.
-    `most_in_flight`: beyond, paho holds messages back; 0: whoever publishes bounds them. `refused_remedy`:
-    what to do where the broker refuses a publication.
-    """
-
-    url: str = field(repr=False)
-    client_id: str
-    username: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-    version_5: bool = True
-    ca_certificate: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    most_in_flight: int = 20
-    refused_remedy: str = "check ALERT_TOPIC and what the broker allows this user"
 
 
 class Seldom:
@@ -81,6 +57,25 @@ class Seldom:
             self._said.clear()
         self._said[words] = (now + interval, interval)
         return True
+
+
+class Listener(Protocol):
+    """Who receives. Every call comes from paho's thread, and must not block.
+
+    Messages of QoS 1 are acknowledged by the listener, with `paho.Client.ack`, while `connected` holds.
+    """
+
+    def connected(self, client: paho.Client, resumed: bool, properties: Properties | None) -> None:
+        """A connection is there. `resumed`: with the session of the one before."""
+
+    def lost(self) -> None:
+        """It is gone, and with it every message id."""
+
+    def on_message(self, client: paho.Client, data: Any, message: paho.MQTTMessage) -> None: ...
+
+    def on_subscribe(
+        self, client: paho.Client, data: Any, mid: int, reasons: list[ReasonCode], properties: Any
+    ) -> None: ...
 
 
 class _Client(paho.Client):
@@ -104,7 +99,7 @@ class Link:
     `acknowledged` holds what the broker has answered to publications: message id and whether it took it.
     `generation` grows when a new client took the place of one: what that had in hand is forgotten.
     `receive_maximum`: how many publications without an acknowledgement the broker takes.
-    Raises, from `start`: `ConfigError` for certificates that cannot be used.
+    Raises: `ConfigError` for certificates that cannot be used.
     """
 
     def __init__(
@@ -112,8 +107,10 @@ class Link:
         options: MqttOptions,
         on_change: Callable[[], None],
         clock: Callable[[], float] = monotonic,
+        listener: Listener | None = None,
     ) -> None:
         self._options = options
+        self._listener = listener
         self._on_change = on_change
         self._clock = clock
         self._seldom = Seldom(clock)
@@ -128,10 +125,8 @@ class Link:
 
     def start(self) -> None:
         """Connect in the background. Returns at once, whether or not there is a broker."""
-        parts = urlsplit(self._options.url)
-        self.client.connect_async(
-            parts.hostname or "", parts.port or (8883 if parts.scheme == "mqtts" else 1883), KEEPALIVE_SEC
-        )
+        host, port = self._options.address
+        self.client.connect_async(host, port, KEEPALIVE_SEC, **self._options.connect_arguments())  # type: ignore[arg-type]
         self.client.loop_start()
 
     def tend(self) -> None:
@@ -141,13 +136,11 @@ class Link:
             # Bytes that are no MQTT end paho's thread: something else listens there. That is the world.
             if not isinstance(failure, MQTTException | OSError):
                 raise failure
-            self.connected = False
+            self._lost()
             if self._next_client <= self._clock():
                 self._next_client = self._clock() + LONGEST_PAUSE_SEC
                 self._note("mqtt_refused", describe(failure), "check that MQTT_URL names an MQTT broker")
-                self.client = self._made()
-                self.generation += 1
-                self.start()
+                self._replace()
         while self._notes:
             event, reason, remedy = self._notes.popleft()
             if self._worth_saying(event, reason):
@@ -162,6 +155,28 @@ class Link:
         if worth and event in _LOSSES:
             self._told_up = False
         return worth
+
+    def hang_up(self) -> None:
+        """Leave the broker for a while, with a good-bye: `call_again` comes back."""
+        self._lost()
+        self.client.on_connect = None
+        self.client.on_message = None
+        self.client.on_disconnect = None
+        self.client.disconnect()
+
+    def call_again(self) -> None:
+        """Connect after `hang_up`."""
+        self._replace()
+
+    def _replace(self) -> None:
+        self.client = self._made()
+        self.generation += 1
+        self.start()
+
+    def _lost(self) -> None:
+        self.connected = False
+        if self._listener:
+            self._listener.lost()
 
     def complain(self, event: str, reason: str, remedy: str) -> None:
         """A warning at growing intervals: for what the owner of the thread has met."""
@@ -183,33 +198,32 @@ class Link:
 
     def _made(self) -> _Client:
         options = self._options
+        lasting = {} if options.version_5 else {"clean_session": options.session is None}
         client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=options.client_id,
             protocol=paho.MQTTv5 if options.version_5 else paho.MQTTv311,
+            manual_ack=self._listener is not None,
+            **lasting,  # type: ignore[arg-type]
         )
-        parts = urlsplit(options.url)
-        user = options.username or unquote(parts.username or "")
-        password = options.password or unquote(parts.password or "")
-        if user:
-            client.username_pw_set(user, password or None)
-        if parts.scheme == "mqtts":
-            client.tls_set_context(_tls(options))
-        client.max_inflight_messages = options.most_in_flight
+        options.apply(client)
         client.reconnect_delay_set(SHORTEST_PAUSE_SEC, LONGEST_PAUSE_SEC)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
+        if self._listener:
+            client.on_message = self._listener.on_message
+            client.on_subscribe = self._listener.on_subscribe
         return client
 
     # In paho's thread, from here on: flags and notes only.
 
     def _on_connect(
         self,
-        _client: paho.Client,
+        client: paho.Client,
         _data: Any,
-        _flags: Any,
+        flags: Any,
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
@@ -218,6 +232,8 @@ class Link:
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
         else:
             self.receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
+            if self._listener:
+                self._listener.connected(client, flags.session_present, properties)
             self.connected = True
             self._note("mqtt_connected", "", "")
 
@@ -241,7 +257,7 @@ class Link:
         if flags.is_disconnect_packet_from_server and words in _REMEDIES:
             self._note("mqtt_refused", words, _REMEDIES[words])
         if self.connected:
-            self.connected = False
+            self._lost()
             self._note("mqtt_disconnected", words, "")
 
     def _on_publish(
@@ -261,23 +277,3 @@ def _log(event: str, reason: str, remedy: str) -> None:
     log = structlog.get_logger()
     words = {name: text for name, text in (("reason", reason), ("remedy", remedy)) if text}
     (log.info if event == "mqtt_connected" else log.warning)(event, **words)
-
-
-def _tls(options: MqttOptions) -> ssl.SSLContext:
-    """Verifies the broker by the given authority, or by those of the system."""
-    try:
-        context = ssl.create_default_context(cafile=options.ca_certificate)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"MQTT_CA_CERTIFICATE is '{options.ca_certificate}', which cannot be used ({error}); "
-            "it takes a file of certificates in PEM format"
-        ) from None
-    if options.certificate:
-        try:
-            context.load_cert_chain(options.certificate, options.key, password="")
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(
-                f"MQTT_CERTIFICATE is '{options.certificate}', which cannot be used ({error}); it takes a "
-                "file in PEM format whose key, without a passphrase, is in it or in MQTT_KEY"
-            ) from None
-    return context

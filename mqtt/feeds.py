@@ -15,6 +15,7 @@ from mqtt.scenario import Unfit
 Value = tuple[str, float]  # as a payload says it, and as the table should hold it
 Row = tuple[Value, ...]
 MOST_ROWS = 1_000_000
+SAMPLE = Path(__file__).parent / "data" / "occupancy.csv"  # a day of an office room
 
 
 class Feed(Protocol):

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from config import ConfigError
 from mqtt import feeds, scenario
-from mqtt.client import MqttOptions
+from mqtt.options import MqttOptions
 from mqtt.plan import Crowd, Message, Plan
 from mqtt.scenario import Scenario, Unfit
 from mqtt.shapes import Shape
@@ -34,7 +34,6 @@ from mqtt.simulator import SendOptions, Simulator
 from mqtt.tally import Tally, manifest
 from retry import StopFlag
 
-SAMPLE = Path(__file__).parent.parent / "standalone" / "data" / "occupancy.csv"
 _REMEDY = "check --topics and what the broker allows this user"
 
 
@@ -50,7 +49,7 @@ def add_arguments(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--payload", type=Shape, choices=list(Shape), help="default: what goes with the names in the topic")
     add("--scenario", type=Path, metavar="FILE", help="TOML: what goes wrong, and how often (nothing)")
     values = parser.add_mutually_exclusive_group()
-    values.add_argument("--data", type=Path, default=SAMPLE, metavar="FILE", help="CSV to replay (a day)")
+    values.add_argument("--data", type=Path, default=feeds.SAMPLE, metavar="FILE", help="CSV to replay")
     values.add_argument("--generated", action="store_true", help="random walks in place of recorded rows")
     add("--for", type=_amount, default=inf, dest="seconds", metavar="SECONDS", help="stop after this long")
     add("--messages", type=_whole(1, 10**12), default=inf, metavar="N", help="stop after this many")
@@ -71,12 +70,8 @@ def client_id() -> str:
     return f"sluice-simulator-{socket.gethostname()[:100]}-{os.getpid()}"
 
 
-def main(mqtt: MqttOptions | None, chosen: argparse.Namespace) -> int:
-    """Run it. `mqtt` None: no broker is set. Raises: `ConfigError` for what is wrong before it starts."""
-    if mqtt is None:
-        raise ConfigError(
-            "MQTT_URL is not set; simulate takes the address of a broker: mqtt://localhost:1883"
-        )
+def main(mqtt: MqttOptions, chosen: argparse.Namespace) -> int:
+    """Run it. Raises: `ConfigError` for what is wrong before it starts."""
     _refuse_others(mqtt, allowed=chosen.yes_load_this_broker)
     seed = secrets.randbelow(2**32) if chosen.seed is None else chosen.seed
     tally, stop = Tally(), StopFlag(chosen.wait)

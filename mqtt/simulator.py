@@ -11,7 +11,8 @@ from time import monotonic
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
 
-from mqtt.client import Link, MqttOptions
+from mqtt.client import Link
+from mqtt.options import MqttOptions
 from mqtt.plan import Message
 from mqtt.tally import Tally
 from retry import StopFlag

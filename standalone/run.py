@@ -1,7 +1,7 @@
 """`./run-standalone.sh`: everything on this machine, started in order and stopped in order.
 
-Embedded Valkey and PostgreSQL (or the servers that are named), migrations, a worker as its own process,
-a replay of real readings, and a live table. Data stays under `.standalone/`.
+Embedded servers (or those that are named), migrations, then simulator → broker → bridge → streams →
+worker → table, each a process of its own, and a live table. Data stays under `.standalone/`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import argparse
 import contextlib
 import fcntl
 import io
+import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import psycopg
 import redis
@@ -35,11 +36,17 @@ from ops import migrate, rule_files, rule_store
 from ops.ledger import Books, read_ledger
 from retry import StopFlag
 from standalone import screen
-from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey, die_with_parent
+from standalone.children import Child
+from standalone.mqtt_broker import MqttBroker
+from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
-_RULES = Path(__file__).parent / "data" / "rules.csv"
+_DATA = Path(__file__).parent / "data"
 DRAIN_SEC = 10.0
+QUIET_SEC = 0.5
+# Half of the devices send whole rows, half of them one value a message.
+_DEMO = ("simulate", "--devices", "16", "--rate", "32", "--prefix", "room-", "--json")
+_DEMO_TOPICS = "devices/{device_id}/telemetry,pico/{sensor_type}/{device_id}"
 _NEWEST = sql.SQL(
     """
     select device_id, sensor_type, coalesce(value::text, value_text),
@@ -67,7 +74,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--redis-url", help="use this Redis or Valkey: redis://…, rediss://… or unix://…")
     parser.add_argument("--database-url", help="use this database: postgresql://…; it gets the migrations")
-    parser.add_argument("--no-demo", action="store_true", help="leave out the replay of office readings")
+    parser.add_argument("--mqtt-url", help="use this MQTT broker: mqtt://… or mqtts://…; MQTT_… go with it")
+    parser.add_argument("--no-demo", action="store_true", help="leave out the simulated devices")
     parser.add_argument("--for", dest="seconds", type=_seconds, help="end by itself after SECONDS")
     parser.add_argument(
         "--data", type=Path, default=ROOT / ".standalone", help="folder of the data (default .standalone)"
@@ -124,22 +132,23 @@ class Standalone:
 
     def _settings(self, stack: contextlib.ExitStack) -> Settings:
         redis_url, database_url = self._chosen.redis_url, self._chosen.database_url
-        if redis_url or database_url:  # refuse a wrong address before anything is started
-            config.load(database_url=database_url or "postgresql://", redis_url=redis_url)
+        mqtt_url, protocol = self._chosen.mqtt_url, os.environ.get("MQTT_PROTOCOL", "5")
+        # Refuse a wrong address before anything is started.
+        config.load(database_url=database_url or "postgresql://", redis_url=redis_url, mqtt_url=mqtt_url)
         if not redis_url:
             redis_url = self._start(stack, Valkey(self._home / "valkey"))
         if not database_url:
             database_url = self._start(stack, Postgres(self._home / "postgres"))
-        addresses = {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
-        self._environment = {
-            **os.environ,
-            **addresses,
-            "CONSUMER_NAME": os.environ.get("CONSUMER_NAME", "standalone-1"),
+        if not mqtt_url:
+            mqtt_url, protocol = self._start(stack, MqttBroker(self._home / "mqtt")), MqttBroker.protocol
+        addresses = {
+            "REDIS_URL": redis_url,
+            "DATABASE_URL": database_url,
+            "MQTT_URL": mqtt_url,
+            "MQTT_PROTOCOL": protocol,
         }
-        lines = [
-            f"export {name}={shlex.quote(self._environment[name])}"
-            for name in ("REDIS_URL", "DATABASE_URL")
-        ]
+        self._environment = {"CONSUMER_NAME": "standalone-1", **os.environ, **addresses}
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in addresses.items()]
         env = self._home / "env"
         env.touch(mode=0o600)
         env.write_text("\n".join(lines) + "\n")
@@ -147,7 +156,7 @@ class Standalone:
             client.ping()
         return config.load(database_url=database_url, redis_url=redis_url)
 
-    def _start(self, stack: contextlib.ExitStack, server: Valkey | Postgres) -> str:
+    def _start(self, stack: contextlib.ExitStack, server: Valkey | Postgres | MqttBroker) -> str:
         began = time.monotonic()
         server.start()
         stack.callback(self._stop_server, server)
@@ -166,50 +175,81 @@ class Standalone:
         """The demo's rules, for its own devices, where there are none yet."""
         with database.connect(settings.database_url.get_secret_value(), timeout_sec=30) as connection:
             if connection.execute("select from thresholds limit 1").fetchone() is None:
-                rules = rule_files.read(_RULES.read_bytes(), as_json=False)
+                rules = rule_files.read((_DATA / "rules.csv").read_bytes(), as_json=False)
                 rule_store.put(connection, rules)
                 self._out.print(
                     f"✓ {len(rules)} rules for the demo made; see them: main.py thresholds list"
                 )
 
     def _work(self, settings: Settings) -> None:
-        worker = self._child("worker", "main.py")
-        replay = None if self._chosen.no_demo else self._child("replay", "-m", "standalone.replay")
-        self._out.print("✓ worker started" + ("" if replay is None else ", replaying an office's readings"))
-        self._out.print(
-            f"  its log: {self._home / 'worker.log'}\n"
-            f"  settings for other commands: . {shlex.quote(str(self._home / 'env'))}",
-            soft_wrap=True,
-        )
         client = redis_client.connect(settings.redis_address(), timeout_sec=10)
-        try:
-            self._watch(settings, client, worker)
-        finally:
-            if replay:
-                _end(replay)
-                with contextlib.suppress(redis.RedisError):  # it is away: nothing can be drained
-                    self._drain(settings, client, worker)
-            status = _end(worker)
-            mark = "✓" if status in (0, -signal.SIGTERM) else "✗"
-            self._out.print(f"{mark} worker stopped, status {status}")
+        before = self._books(settings, client)
+        with contextlib.ExitStack() as stack:
+            worker = self._child(stack, "worker")
+            bridge = self._child(stack, "bridge", "bridge")
+            bridge.wait_for("mqtt_connected", DRAIN_SEC)  # what is published before has nobody to go to
+            demo = None if self._chosen.no_demo else self._child(stack, "simulator", *self._simulate())
+            if demo:
+                demo.wait_for("mqtt_connected", DRAIN_SEC)  # --for counts from here
+            self._out.print("✓ worker and bridge started" + (", and 16 simulated devices" if demo else ""))
+            self._out.print(
+                f"  their logs: {self._home}/*.log; the broker: {self._environment['MQTT_URL']}\n"
+                f"  settings for other commands: . {shlex.quote(str(self._home / 'env'))}",
+                soft_wrap=True,
+            )
+            children = [child for child in (worker, bridge, demo) if child]
+            try:
+                self._watch(settings, client, children)
+            finally:
+                self._wind_down(settings, client, children)
         books = self._books(settings, client)
         alerts, newest = self._look(settings)
         self._out.print(screen.table(books, 0, alerts, newest, ""))
-        self._out.print(screen.accounted(books), soft_wrap=True)
-        # -SIGTERM: it was stopped before Python had loaded it, so it had read nothing
-        if status not in (0, -signal.SIGTERM) or books.missing:
-            raise Trouble(f"the worker ended with status {status}; {screen.accounted(books)}")
+        self._tell(before, books, demo)
+        if books.missing or not (worker.in_order and bridge.in_order):
+            ended = next((child for child in children if not child.in_order), worker)
+            raise Trouble(f"{ended.how_it_ended()}\n{screen.accounted(books)}")
 
-    def _watch(self, settings: Settings, client: redis.Redis, worker: subprocess.Popen[bytes]) -> None:
-        """Show the table until a signal, the end of --for, or the worker's end."""
+    def _simulate(self) -> tuple[str, ...]:
+        host = urlsplit(self._environment["MQTT_URL"]).hostname or ""
+        if host not in ("localhost", "127.0.0.1", "::1"):
+            raise Trouble(
+                f"the demo publishes readings that nobody measured, and the broker at {host} is not on "
+                "this machine; add --no-demo"
+            )
+        return (*_DEMO, "--topics", _DEMO_TOPICS, "--scenario", str(_DATA / "demo.toml"))
+
+    def _wind_down(self, settings: Settings, client: redis.Redis, children: Sequence[Child]) -> None:
+        """From the sensor to the row: each ends when the one before has nothing left to give."""
+        for child in reversed(children):
+            if child.name != "simulator":
+                with contextlib.suppress(redis.RedisError):  # it is away: nothing can be drained
+                    self._drain(settings, client, child)
+            status = child.end()
+            self._out.print(f"{'✓' if child.in_order else '✗'} {child.name} stopped, status {status}")
+
+    def _tell(self, before: Books, books: Books, demo: Child | None) -> None:
+        """The books, and beside them what the broker has accepted from the demo."""
+        accepted = _accepted(demo) if demo else None
+        if accepted is not None:
+            added = books.read + books.unread - before.read - before.unread
+            self._out.print(
+                f"{accepted:,} messages accepted by the broker, {added:,} entries in the streams",
+                soft_wrap=True,
+            )
+        self._out.print(screen.accounted(books), soft_wrap=True)
+
+    def _watch(self, settings: Settings, client: redis.Redis, children: Sequence[Child]) -> None:
+        """Show the table until a signal, the end of --for, or the end of a process."""
         ends = time.monotonic() + self._chosen.seconds if self._chosen.seconds else float("inf")
         live = (
             Live(console=self._out, auto_refresh=False, transient=True) if self._out.is_terminal else None
         )
         with live or contextlib.nullcontext():
             while not self._stop.is_set() and time.monotonic() < ends:
-                if worker.poll() is not None:
-                    raise Trouble(self._how_it_ended(worker))
+                for child in children:
+                    if not child.running:
+                        raise Trouble(child.how_it_ended())
                 if live:
                     try:
                         books = self._books(settings, client)
@@ -220,23 +260,19 @@ class Standalone:
                         live.update(f"a server is away: {type(error).__name__}", refresh=True)
                 self._stop.pause(min(1.0, ends - time.monotonic()))
 
-    def _how_it_ended(self, worker: subprocess.Popen[bytes]) -> str:
-        """One sentence, and what its log says that is worse than information."""
-        status = worker.returncode
-        how = (
-            f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        )
-        lines = (self._home / "worker.log").read_text(errors="replace").splitlines()[-20:]
-        bad = [line for line in lines if '"level": "info"' not in line]
-        return "\n".join([f"the worker {how}; see {self._home / 'worker.log'}", *bad[-5:]])
-
-    def _drain(self, settings: Settings, client: redis.Redis, worker: subprocess.Popen[bytes]) -> None:
-        """Let the worker finish what the replay has sent."""
+    def _drain(self, settings: Settings, client: redis.Redis, child: Child) -> None:
+        """Let the bridge, or the worker, finish what has come: until nothing changes any more."""
         deadline = time.monotonic() + DRAIN_SEC
-        while worker.poll() is None and time.monotonic() < deadline:
+        seen, since = -1, time.monotonic()
+        while child.running and time.monotonic() < deadline:
             books = self._books(settings, client)
-            if not books.unread and not books.pending:
+            if child.name == "worker" and not books.unread and not books.pending:
                 return
+            if child.name == "bridge" and seen == books.read + books.unread:
+                if time.monotonic() - since > QUIET_SEC:
+                    return
+            else:
+                seen, since = books.read + books.unread, time.monotonic()
             time.sleep(0.1)
 
     def _books(self, settings: Settings, client: redis.Redis) -> Books:
@@ -251,29 +287,18 @@ class Standalone:
             query = _NEWEST.format(table=sql.Identifier(settings.table_name))
             return alerts, [screen.Newest(*row) for row in connection.execute(query)]
 
-    def _child(self, name: str, *command: str) -> subprocess.Popen[bytes]:
-        with (self._home / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *command],
-                env=self._environment,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGTERM),
-            )
+    def _child(self, stack: contextlib.ExitStack, name: str, *command: str) -> Child:
+        child = Child(name, self._home, self._environment, *command)
+        stack.callback(child.end)
+        return child
 
 
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """SIGTERM, and after a while SIGKILL. Returns its status."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    return process.wait()
+def _accepted(demo: Child) -> int | None:
+    """How many messages of the simulator the broker has accepted, where it was there to count them."""
+    for line in reversed(demo.said().splitlines()):
+        if line.startswith("{") and "accepted" in line:
+            return int(json.loads(line)["accepted"]["messages"])
+    return None
 
 
 def main(given: Sequence[str]) -> int:

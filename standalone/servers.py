@@ -105,14 +105,14 @@ class Server:
             self.process.wait()
         self.process = None
 
-    def _spawn(self, command: Sequence[str | Path], user: str | None = None) -> None:
+    def _spawn(self, command: Sequence[str | Path], user: str | None = None, cwd: str | Path = "/") -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd="/",
+                cwd=cwd,
                 user=user,
                 group=pwd.getpwnam(user).pw_gid if user else None,
                 extra_groups=[] if user else None,

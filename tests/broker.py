@@ -1,7 +1,7 @@
 """A real MQTT broker for tests, as a process: amqtt out of its wheel, or mosquitto where it is installed.
 
 amqtt speaks MQTT 3.1.1 only, so version 5 is tested with mosquitto. Both listen on loopback, on a port
-that stays the same over restarts. Neither keeps anything over a restart.
+that stays the same over restarts. Neither keeps anything over a restart, but mosquitto with `persistence`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -40,10 +41,25 @@ class BrokerOptions:
     ca_certificate: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MosquittoOptions(BrokerOptions):
+    """What amqtt has not. A limit that is None is mosquitto's own, and 0 is none.
+
+    `persistence`: sessions and messages go to a folder of the broker's own when it is stopped in order,
+    and, unless `autosave_changes` is 0, after more changes than that. A start finds them there.
+    """
+
+    persistence: bool = False
+    autosave_changes: int = 0
+    max_inflight_messages: int | None = None
+    max_queued_messages: int | None = None
+
+
 class Broker:
     """amqtt in a process of its own, started, frozen and stopped by its id."""
 
     version_5 = False
+    options_type: type[BrokerOptions] = BrokerOptions
 
     def __init__(self, folder: Path, options: BrokerOptions) -> None:
         self.folder = folder
@@ -80,13 +96,19 @@ class Broker:
         wait_until(self._listens, what=f"the broker listening: {self.log}")
 
     def stop(self) -> None:
-        """SIGKILL: clients see their connection end, and nothing is kept."""
-        if self.process:
-            with contextlib.suppress(ProcessLookupError):
-                self.thaw()
-            self.process.kill()
-            self.process.wait()
-        self.process = None
+        """SIGTERM, and wait for its end: with persistence everything is saved."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL: clients see their connection end, and what was not saved by then is lost."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, sign: signal.Signals) -> None:
+        process, self.process = self.process, None
+        if process and process.poll() is None:
+            process.send_signal(sign)
+            process.send_signal(signal.SIGCONT)  # one that is frozen takes no other
+            process.wait(30)
 
     def freeze(self) -> None:
         """Connections stay, and nothing is answered any more."""
@@ -109,9 +131,16 @@ class Mosquitto(Broker):
     """Eclipse mosquitto, MQTT 5."""
 
     version_5 = True
+    options_type = MosquittoOptions
+
+    @property
+    def database(self) -> Path:
+        """Where persistence keeps sessions and messages."""
+        return self.folder / f"mosquitto-{self.port}" / "mosquitto.db"
 
     def command(self) -> list[str]:
         options = self.options
+        assert isinstance(options, MosquittoOptions)
         lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(not options.username).lower()}"]
         if options.username:
             passwords = self.folder / f"passwords-{self.port}"
@@ -121,6 +150,13 @@ class Mosquitto(Broker):
         if options.certificate:
             lines += [f"certfile {options.certificate}", f"keyfile {options.key}"]
             lines += [f"cafile {options.ca_certificate}", "require_certificate true"]
+        for limit in ("max_inflight_messages", "max_queued_messages"):
+            if getattr(options, limit) is not None:
+                lines.append(f"{limit} {getattr(options, limit)}")
+        if options.persistence:
+            self.database.parent.mkdir(exist_ok=True)
+            lines += ["persistence true", f"persistence_location {self.database.parent}/"]
+            lines += ["autosave_on_changes true", f"autosave_interval {options.autosave_changes}"]
         if os.getuid() == 0:
             lines.append("user root")
         settings = self.folder / f"mosquitto-{self.port}.conf"
@@ -132,20 +168,35 @@ def _mosquitto(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
-def kinds() -> list[type[Broker]]:
-    """The brokers that there are on this machine: amqtt always."""
-    found = _mosquitto("mosquitto") and _mosquitto("mosquitto_passwd")
-    return [Broker, Mosquitto] if found else [Broker]
+KINDS: list[type[Broker]] = [Broker, Mosquitto]
+
+
+def missing(kind: type[Broker]) -> str:
+    """Why there is no broker of this kind on this machine; empty where there is one."""
+    if kind is not Mosquitto or (_mosquitto("mosquitto") and _mosquitto("mosquitto_passwd")):
+        return ""
+    return "needs mosquitto, the broker for MQTT 5 (Debian and Ubuntu: apt install mosquitto)"
+
+
+def needed(kind: type[Broker]) -> bool:
+    """Whether tests fail without it, rather than being left out.
+
+    So it is where CI is set, and where SLUICE_TESTS_NEED names it. SLUICE_TESTS_NEED has the last word: the
+    empty string says that nothing is needed.
+    """
+    wanted = os.environ.get("SLUICE_TESTS_NEED", "mosquitto" if os.environ.get("CI") else "")
+    return kind.__name__.lower() in wanted.split()
 
 
 @contextlib.contextmanager
-def running(kind: type[Broker], folder: Path, **options: str) -> Iterator[Broker]:
-    broker = kind(folder, BrokerOptions(**options))
+def running(kind: type[Broker], folder: Path, **options: Any) -> Iterator[Broker]:
+    """A broker, killed in the end. Raises: TypeError for an option that this kind has not."""
+    broker = kind(folder, kind.options_type(**options))
     broker.start()
     try:
         yield broker
     finally:
-        broker.stop()
+        broker.kill()
 
 
 class Recorder:
@@ -205,65 +256,13 @@ def recording(broker: Broker) -> Iterator[Recorder]:
         recorder.close()
 
 
-class Stub:
-    """A broker of the test's own: takes one client at a time, answers each publication with `answer`.
-
-    MQTT 5. `answer` gets the topic: a reason code, or None for no answer at all.
-    """
-
-    def __init__(self) -> None:
-        self.topics: list[str] = []
-        self.answers: dict[str, int] = {}
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._closing = False
-        self.port: int = self._listener.getsockname()[1]
-        self._listener.settimeout(0.1)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closing:
-            with contextlib.suppress(OSError, EOFError):
-                client, _ = self._listener.accept()
-                with client, client.makefile("rb") as stream:
-                    client.settimeout(20)
-                    while True:
-                        self._answer(client, *_packet(stream))
-
-    def _answer(self, client: socket.socket, kind: int, body: bytes) -> None:
-        if kind == 1:  # CONNECT
-            client.sendall(b"\x20\x03\x00\x00\x00")
-        elif kind == 3:  # PUBLISH, QoS 1
-            end = 2 + int.from_bytes(body[:2], "big")
-            topic = body[2:end].decode()
-            self.topics.append(topic)
-            if topic in self.answers:
-                client.sendall(b"\x40\x03" + body[end : end + 2] + bytes([self.answers[topic]]))
-        elif kind == 12:  # PINGREQ
-            client.sendall(b"\xd0\x00")
-
-    def close(self) -> None:
-        self._closing = True
-        self._listener.close()
-
-
-def _packet(stream: Any) -> tuple[int, bytes]:
-    """Kind and body of the next packet (MQTT 5, 2.1)."""
-    first = stream.read(1)
-    if not first:
-        raise EOFError
-    length = shift = 0
-    while True:
-        digit = stream.read(1)[0]
-        length |= (digit & 127) << shift
-        shift += 7
-        if digit < 128:
-            return first[0] >> 4, stream.read(length)
-
-
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that stays free until it is listened on, and while its broker is down: below those that the
+    system hands to connections, and not the first free one, which other tests would find too."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 async def _serve(wanted: dict[str, Any]) -> None:

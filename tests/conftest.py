@@ -6,12 +6,14 @@ databases); where it has TimescaleDB, the tests run on hypertables.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -23,9 +25,21 @@ import config
 import redis_client
 from ops import migrate
 from standalone.servers import Postgres, Valkey
+from tests.broker import KINDS, Broker, Mosquitto, Recorder, missing, needed, recording, running
+from tests.faults import Proxy, proxy_to
 from tests.support import Daemon, Database, daemons, wait_until
 
 _number = itertools.count(1)
+_UNIT = Path(__file__).resolve().parent / "unit"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Beside each other run files of unit tests, as one of them takes less than handing it out, and all
+    other tests one by one."""
+    for item in items:
+        if _UNIT in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -168,3 +182,44 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts `python main.py`; whatever still runs at the end is stopped."""
     with daemons(tmp_path) as start:
         yield start
+
+
+def require(kind: type[Broker]) -> None:
+    """End the test here where there is no such broker: failed if it is needed, else left out."""
+    if reason := missing(kind):
+        (pytest.fail if needed(kind) else pytest.skip)(reason)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+    """amqtt with MQTT 3.1.1, then mosquitto with MQTT 5. A test that is too long for both says which."""
+    require(request.param)
+    with running(request.param, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """Starts mosquitto with the options given; whatever still runs at the end is killed."""
+    require(Mosquitto)
+    with contextlib.ExitStack() as started:
+
+        def start(**options: Any) -> Mosquitto:
+            found = started.enter_context(running(Mosquitto, tmp_path, **options))
+            assert isinstance(found, Mosquitto)
+            return found
+
+        yield start
+
+
+@pytest.fixture
+def recorder(broker: Broker) -> Iterator[Recorder]:
+    with recording(broker) as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(broker: Broker) -> Iterator[Proxy]:
+    """Between publishers and the broker; the recorder goes straight to the broker."""
+    with proxy_to(("127.0.0.1", broker.port)) as found:
+        yield found

@@ -1,4 +1,4 @@
-"""Servers of a test's own, to be stopped and killed, and a broker that records what it is told."""
+"""Servers of a test's own, to be stopped and killed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import pytest
 import config
 from ops import migrate
 from standalone.servers import Postgres, Valkey
-from tests.broker import Broker, Recorder, recording, running
-from tests.faults import Proxy, proxy_to
 from tests.support import Database
 
 
@@ -36,22 +34,3 @@ def own_postgres(server_folder: Path, tmp_path: Path) -> Iterator[Postgres]:
 def own_database(own_postgres: Postgres) -> Database:
     migrate.upgrade(config.load(database_url=own_postgres.url))
     return Database(own_postgres.url, timescale=False)
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    with running(Broker, tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def recorder(broker: Broker) -> Iterator[Recorder]:
-    with recording(broker) as found:
-        yield found
-
-
-@pytest.fixture
-def proxy(broker: Broker) -> Iterator[Proxy]:
-    """Between publishers and the broker; the recorder goes straight to the broker."""
-    with proxy_to(("127.0.0.1", broker.port)) as found:
-        yield found

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 import redis
 
 from tests.broker import Broker
 from tests.support import Database, add
 
+# For what takes long, and would say the same of the other broker.
+ONE_BROKER = pytest.mark.parametrize("broker", [Broker], indirect=True, ids=lambda kind: kind.__name__)
 BEGIN = 1_767_225_600  # 2026-01-01T00:00:00Z, the time of the readings numbered 0
 PLACE = "home"
 

@@ -14,6 +14,7 @@ import redis
 from standalone.servers import Postgres
 from tests.acceptance.feeding import (
     BEGIN,
+    ONE_BROKER,
     PLACE,
     Stopwatch,
     due,
@@ -89,6 +90,7 @@ def test_an_excursion_is_told_once_when_it_begins_and_once_when_it_ends(
     assert database.rows("select extract(epoch from last_time)::bigint from alerts") == [(BEGIN + 6,)]
 
 
+@ONE_BROKER
 def test_a_broker_that_is_down_for_30_s_holds_up_no_reading_and_loses_no_alert(
     database: Database,
     client: redis.Redis,
@@ -106,7 +108,7 @@ def test_a_broker_that_is_down_for_30_s_holds_up_no_reading_and_loses_no_alert(
     wait_until(lambda: due(database) == 0)
     proxy.refuse = True  # until the recorder is back, since the broker keeps nothing for it
     proxy.cut()
-    broker.stop()
+    broker.kill()
     outage, sent, slowest = Stopwatch(), 1, 0.0
     while outage.seconds < OUTAGE_SEC:
         moment = Stopwatch()
@@ -245,6 +247,7 @@ def assert_one_after_the_other(database: Database) -> None:
             assert before[3] <= after[2], (before, after)
 
 
+@ONE_BROKER
 def test_workers_that_share_a_series_and_die_keep_one_alert_for_each_rule_and_series(
     database: Database,
     client: redis.Redis,
@@ -326,7 +329,7 @@ def test_after_a_restart_of_everything_what_is_still_violated_is_no_news(
     assert [status for _, status in before] == ["active", "pending"]
     worker.kill()
     own_postgres.kill()
-    broker.stop()
+    broker.kill()
     broker.start()
     own_postgres.start()
     expire(own_database, "publish")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from standalone.replay import SAMPLE
+from mqtt.feeds import SAMPLE
 from tests.acceptance.feeding import Stopwatch
 from tests.alerts import add_rule, alerts
 from tests.support import Daemon, Database, add, everything_settled, wait_until

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from standalone.servers import Postgres
+from tests.broker import Broker
 from tests.support import ROOT, Database, wait_until
 
 
@@ -27,7 +27,9 @@ def data(server_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def start(data: Path, *options: str, terminal: int | None = None) -> subprocess.Popen[str]:
+def start(
+    data: Path, *options: str, terminal: int | None = None, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "standalone.run", "--data", str(data), *options],
         cwd=ROOT,
@@ -36,12 +38,12 @@ def start(data: Path, *options: str, terminal: int | None = None) -> subprocess.
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **(environment or {})},
     )
 
 
-def run(data: Path, *options: str) -> tuple[int, str]:
-    process = start(data, *options)
+def run(data: Path, *options: str, **environment: str) -> tuple[int, str]:
+    process = start(data, *options, environment=environment)
     output, _ = process.communicate(timeout=90)
     return process.returncode, output
 
@@ -66,10 +68,16 @@ def stored(output: str) -> int:
     return int(summary[2].replace(",", ""))
 
 
-def test_it_ends_by_itself_having_stored_readings_and_leaves_nothing_running(data: Path) -> None:
+def test_what_the_broker_accepted_is_in_the_streams_and_accounted_for_and_nothing_is_left_running(
+    data: Path,
+) -> None:
     status, output = run(data, "--for", "4")
     assert status == 0, output
     assert stored(output) > 0
+    told = re.search(r"([\d,]+) messages accepted by the broker, ([\d,]+) entries in the streams", output)
+    assert told, output
+    assert told[1] == told[2]
+    assert f"{told[2]} entries read = " in output
     assert "0 pending" in output
     assert processes_of(data) == []
 
@@ -125,7 +133,8 @@ def test_in_a_terminal_it_shows_a_live_table_and_ctrl_c_stops_everything_in_orde
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     wait_until(lambda: b"Everything is stopped" in read(), 60, "the last line")
     assert process.wait(30) == 0
-    order = [shown.rindex(what) for what in (b"worker stopped", b"postgresql stopped", b"valkey stopped")]
+    ends = ("simulator", "bridge", "worker", "mqtt-broker", "postgresql", "valkey")
+    order = [shown.rindex(f"{name} stopped".encode()) for name in ends]
     assert order == sorted(order)
     assert processes_of(data) == []
 
@@ -141,14 +150,16 @@ def test_when_it_is_killed_its_servers_end_too_and_the_next_run_works(data: Path
 
 
 def test_real_servers_take_the_place_of_the_embedded_ones(
-    data: Path, postgres: Postgres, empty_database: str, client: redis.Redis, redis_url: str
+    data: Path, empty_database: str, client: redis.Redis, redis_url: str, broker: Broker
 ) -> None:
-    status, output = run(data, "--redis-url", redis_url, "--database-url", empty_database, "--for", "3")
+    own = ("--redis-url", redis_url, "--database-url", empty_database, "--mqtt-url", broker.url())
+    status, output = run(data, *own, "--for", "3", MQTT_PROTOCOL="3.1.1")
     assert status == 0, output
     assert stored(output) > 0
     assert Database(empty_database, timescale=False).count() >= stored(output)
     assert not (data / "valkey").exists()
     assert not (data / "postgres").exists()
+    assert "mqtt-broker" not in output
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,7 @@ def test_real_servers_take_the_place_of_the_embedded_ones(
         (("--redis-url", "http://x"), 2, "REDIS_URL is a value that is kept secret; it takes"),
         (("--redis-url", "redis://127.0.0.1:1/0"), 1, "--redis-url: Error 111 connecting to 127.0.0.1:1"),
         (("--database-url", "postgresql://127.0.0.1:1/x"), 1, "--database-url: connection failed"),
+        (("--mqtt-url", "http://x"), 2, "MQTT_URL is a value that is kept secret; it takes"),
         (("--for", "soon"), 2, "argument --for: soon is not a number of seconds above 0"),
         (("--for", "0"), 2, "0 is not a number of seconds above 0"),
         (("--fro", "1"), 2, "unrecognized arguments"),

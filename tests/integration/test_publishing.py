@@ -21,9 +21,10 @@ import main
 from config import ConfigError
 from mqtt import outbox
 from mqtt.alerts import AlertPublisher, PublisherOptions
-from mqtt.client import MqttOptions
-from tests.broker import Broker, Recorder, Stub, kinds, recording, running
+from mqtt.options import MqttOptions
+from tests.broker import Broker, Recorder, recording, running
 from tests.faults import Proxy, proxy_to
+from tests.stub_broker import Stub
 from tests.support import ROOT, Daemon, Database, settings_for, wait_until
 
 ADD = """
@@ -79,26 +80,6 @@ def publishing(options: PublisherOptions) -> Iterator[AlertPublisher]:
     finally:
         publisher.stop(5)
         publisher.raise_failure()
-
-
-@pytest.fixture(params=kinds(), ids=lambda kind: kind.__name__)
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
-    """amqtt with MQTT 3.1.1, and mosquitto with MQTT 5 where there is one."""
-    with running(request.param, tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def recorder(broker: Broker) -> Iterator[Recorder]:
-    with recording(broker) as found:
-        yield found
-
-
-@pytest.fixture
-def proxy(broker: Broker) -> Iterator[Proxy]:
-    """Between the publisher and the broker; the recorder goes straight to the broker."""
-    with proxy_to(("127.0.0.1", broker.port)) as found:
-        yield found
 
 
 @contextlib.contextmanager
@@ -201,7 +182,7 @@ def test_what_paho_still_holds_is_not_handed_over_a_second_time(database: Databa
 def test_a_broker_that_is_down_at_the_start_costs_nothing_but_time(
     database: Database, broker: Broker, recorder: Recorder
 ) -> None:
-    broker.stop()
+    broker.kill()
     ids = add(database, 5)
     with (
         capture_logs() as logs,
@@ -229,7 +210,7 @@ def test_alerts_of_an_outage_are_published_once_when_the_broker_is_back(
         wait_until(lambda: due(database) == 0)
         recorder.wait_for(2)
         proxy.refuse = True  # until the recorder is back: neither broker keeps messages for it
-        broker.stop()
+        broker.kill()
         wait_until(lambda: not publisher.connected)
         during = add(database, 120)
         publisher.wake()
@@ -309,7 +290,7 @@ PROCESS = """
 import sys, threading
 from pathlib import Path
 from mqtt.alerts import AlertPublisher, PublisherOptions
-from mqtt.client import MqttOptions
+from mqtt.options import MqttOptions
 database, url, version_5, holder = sys.argv[1:]
 mqtt = MqttOptions(url=url, client_id=holder, version_5=version_5 == "True")
 publisher = AlertPublisher(

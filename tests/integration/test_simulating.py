@@ -20,14 +20,15 @@ from paho.mqtt import client as paho
 from structlog.testing import capture_logs
 
 import main
-from mqtt.client import MqttOptions
 from mqtt.feeds import Recorded
+from mqtt.options import MqttOptions
 from mqtt.plan import Crowd, Message, Plan
 from mqtt.scenario import Fault, Flaw, Scenario
 from mqtt.simulator import SendOptions, Simulator
 from mqtt.tally import Tally, manifest
 from retry import StopFlag
-from tests.broker import Broker, Recorder, Stub, kinds, running
+from tests.broker import Broker, Mosquitto, Recorder, missing
+from tests.stub_broker import Stub
 from tests.support import ROOT, wait_until
 
 TROUBLE = Scenario(
@@ -51,23 +52,15 @@ class Listener(Recorder):
             self.payloads.append((message.topic, bytes(message.payload)))
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    """The fastest there is to start."""
-    with running(kinds()[-1], tmp_path) as found:
-        yield found
-
-
-@pytest.fixture(params=kinds(), ids=lambda kind: kind.__name__.lower())
-def each_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
-    with running(request.param, tmp_path) as found:
-        yield found
+# For what does not depend on the broker: the fastest there is to start.
+ONE_BROKER = pytest.mark.parametrize(
+    "broker", [Broker if missing(Mosquitto) else Mosquitto], indirect=True, ids=lambda kind: kind.__name__
+)
 
 
 @pytest.fixture
-def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
-    chosen = "each_broker" if "each_broker" in request.fixturenames else "broker"
-    found = Listener(request.getfixturevalue(chosen))
+def listener(broker: Broker) -> Iterator[Listener]:
+    found = Listener(broker)
     found.wait_subscribed()
     yield found
     found.close()
@@ -138,8 +131,7 @@ def run_on(broker: Broker, scenario: Scenario = TROUBLE, **options: Any) -> Run:
     return Run(broker.url(), scenario, version_5=broker.version_5, **options)
 
 
-def test_a_subscriber_receives_exactly_what_was_accepted(each_broker: Broker, listener: Listener) -> None:
-    broker = each_broker
+def test_a_subscriber_receives_exactly_what_was_accepted(broker: Broker, listener: Listener) -> None:
     run = run_on(broker, messages=600)
     run.join()
     assert (run.tally.published, run.tally.accepted, run.tally.resent) == (600, 600, 0)
@@ -148,18 +140,13 @@ def test_a_subscriber_receives_exactly_what_was_accepted(each_broker: Broker, li
     assert run.tally.expected_rows == sum(len(list(manifest(message))) for message in run.accepted)
 
 
-def test_a_broker_that_is_killed_in_the_middle_costs_no_message(
-    each_broker: Broker, listener: Listener
-) -> None:
-    broker = each_broker
+def test_a_broker_that_is_killed_in_the_middle_costs_no_message(broker: Broker, listener: Listener) -> None:
     run = run_on(broker, Scenario(), messages=900, rate=300)
     wait_until(lambda: run.tally.accepted >= 100, what="the first messages")
     # Frozen first, so that messages are in flight for certain when it dies.
     broker.freeze()
     wait_until(lambda: run.tally.not_accepted >= 20 and run.still(), what="messages in flight")
-    assert broker.process
-    broker.process.kill()  # while it is frozen: `stop` would thaw it
-    broker.stop()
+    broker.kill()
     broker.start()
     run.join()
     assert (run.tally.published, run.tally.accepted) == (900, 900)
@@ -176,6 +163,7 @@ def test_a_broker_that_is_killed_in_the_middle_costs_no_message(
     ]
 
 
+@ONE_BROKER
 def test_the_rate_is_held_by_the_clock(broker: Broker, listener: Listener) -> None:
     run = run_on(broker, Scenario(), rate=200, seconds=1.5)
     run.join()
@@ -183,6 +171,7 @@ def test_the_rate_is_held_by_the_clock(broker: Broker, listener: Listener) -> No
     assert 1.49 <= run.simulator.elapsed < 4
 
 
+@ONE_BROKER
 def test_a_frozen_broker_is_given_up_on_after_the_wait_and_what_is_open_is_told(broker: Broker) -> None:
     with capture_logs():
         run = run_on(broker, Scenario(), wait_sec=0.3, window=7)
@@ -227,6 +216,7 @@ def test_no_more_than_the_window_is_ever_open() -> None:
         stub.close()
 
 
+@ONE_BROKER
 @pytest.mark.parametrize("qos", [0, 2])
 def test_the_other_qualities_of_service_arrive_too(broker: Broker, listener: Listener, qos: int) -> None:
     run = run_on(broker, messages=200, qos=qos)
@@ -236,6 +226,7 @@ def test_the_other_qualities_of_service_arrive_too(broker: Broker, listener: Lis
     assert Counter(listener.payloads) == run.published()
 
 
+@ONE_BROKER
 def test_the_command_runs_until_a_signal_and_its_manifest_is_what_was_received(
     broker: Broker, listener: Listener, tmp_path: Path
 ) -> None:

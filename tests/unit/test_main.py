@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 import config
 import main
+import serving
 import wiring
 from main import DatabaseWriterService
 from schema import EventKind
@@ -32,9 +33,9 @@ def test_a_bug_ends_the_worker_with_status_1_and_is_told_without_any_data(
         raise ValueError("room 7, 21.5 degrees")
 
     monkeypatch.setattr(DatabaseWriterService, "run", run)
-    monkeypatch.setattr(main, "stop_on_signals", lambda _service: None)
+    monkeypatch.setattr(serving, "stop_on_signals", lambda _service: None)
     with capture_logs() as logs:
-        assert main.worker(config.load()) == 1
+        assert serving.serve(DatabaseWriterService(config.load()), "worker", left="pending") == 1
     (told,) = logs
     assert (told["event"], told["error"], told["left"]) == ("worker_crashed", "ValueError", "pending")
     assert "test_main.py:" in told["where"][-1]

@@ -163,7 +163,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
 
 
 def _parsed(topic: bytes, payload: bytes) -> Parsed:
-    limits = wiring.limits(config.load(**config.WITHOUT_DATABASE))
+    limits = wiring.limits(config.load_edge())
     entry = Entry(b"mqtt_stream:shard:0", b"1-0", (b"topic", topic, b"payload", payload))
     return Parser(limits).parse(entry, (NOW + 3600) * 1_000_000)
 

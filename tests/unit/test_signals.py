@@ -13,8 +13,9 @@ import structlog
 
 import config
 import log
-from main import DatabaseWriterService, stop_on_signals
+from main import DatabaseWriterService
 from retry import StopFlag
+from serving import stop_on_signals
 
 
 @pytest.fixture

@@ -22,14 +22,13 @@ from mqtt.feeds import Generated, Recorded
 from mqtt.plan import Crowd, Message, Plan
 from mqtt.scenario import Fault, Flaw, Scenario, Unfit
 from mqtt.shapes import Shape, Template, Voice, moment
-from mqtt.simulate import SAMPLE
 from mqtt.tally import Tally, manifest
 from parse import Parser
 from schema import Entry, Parsed
 from tests.support import ROOT
 
 START_US = 1_767_323_045_000_000
-SETTINGS = config.load(**config.WITHOUT_DATABASE)
+SETTINGS = config.load_edge()
 TEMPLATES = tuple(dict.fromkeys(SETTINGS.topic_templates))
 STATUS = "devices/{device_id}/status"
 ROWS = [(("20.5", 20.5), ("438", 438.0)), (("21", 21.0), ("0.0031", 0.0031)), (("-3.5", -3.5), ("0", 0.0))]
@@ -333,7 +332,7 @@ def test_a_scenario_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_sample_gives_each_device_another_row_and_its_values_unchanged() -> None:
-    found = feeds.recorded(SAMPLE, devices=4)
+    found = feeds.recorded(feeds.SAMPLE, devices=4)
     assert found.sensors == ("temperature", "humidity", "light", "co2", "humidity_ratio", "occupancy")
     assert found.row(0, 0) == found.row(0, 1440)
     assert found.row(0, 0)[4] == ("0.00311002664087112", 0.00311002664087112)
@@ -456,7 +455,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "arguments", "says"),
     [
-        ("", [], "MQTT_URL is not set; simulate takes the address of a broker"),
+        ("", [], "MQTT_URL is not set; it takes"),
         ("mqtt://broker.example", [], "MQTT_URL names a broker at 'broker.example', not on this machine"),
         ("mqtt://192.0.2.1", [], "add --yes-load-this-broker"),
         ("mqtt://localhost", ["--topics", ","], "--topics is empty"),

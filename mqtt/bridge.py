@@ -1,0 +1,308 @@
+"""MQTT to streams: nothing is acknowledged to the broker before Redis has confirmed it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import redis
+import structlog
+from paho.mqtt import client as paho
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+import redis_client
+from config import ConfigError
+from metrics import BridgeStats
+from mqtt.client import Link, Seldom
+from mqtt.filters import overlapping
+from mqtt.intake import Bounds, Intake, Message
+from mqtt.layout import Composer, Router
+from mqtt.options import MqttOptions
+from mqtt.subscriptions import Subscriptions
+from parse import Limits
+from retry import StopFlag, Stopping, describe
+from setting_types import Layout
+from stream_writer import StreamWriter
+
+IDLE_SEC = 0.2  # how soon a stop is noticed while nothing comes
+BATCH_BYTES = 4_194_304
+REDIS_TIMEOUT_SEC = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BridgeOptions:
+    """Plain values of the settings that a bridge depends on. Times in seconds, sizes in bytes.
+
+    `filters` without `$share`; `filters_chosen`: not made from templates, which share topics that no
+    device has. `share`: name of the group of bridges, or empty. `status_topic`: where the
+    bridge tells of itself, or empty. `reserved`: streams that are not for readings.
+    """
+
+    redis_url: str
+    mqtt: MqttOptions
+    filters: tuple[str, ...]
+    filters_chosen: bool
+    limits: Limits
+    bounds: Bounds
+    share: str = ""
+    layout: Layout = Layout.SHARDS
+    shards: int = 16
+    maxlen: int = 0
+    batch_size: int = 500
+    linger_sec: float = 0.0
+    hand_on_unmatched: bool = False
+    take_retained: bool = False
+    status_topic: str = ""
+    reserved: tuple[str, ...] = ()
+
+
+class Bridge:
+    """Carries what the broker sends into streams.
+
+    `run` returns after `stop`, which any thread or signal handler may call. `health_check` and `stats` may
+    be asked from any thread. Two threads: paho's puts messages into the intake and never waits for Redis;
+    this one takes them out, adds them, and acknowledges. Raises, from the constructor: `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        options: BridgeOptions,
+        stop: StopFlag,
+        *,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._options = options
+        self._stop = stop
+        self._clock = clock
+        self._stats = BridgeStats()
+        self._router = Router(options.limits, options.shards)
+        self._composer = Composer(options.layout, options.limits, self._router, options.reserved)
+        self._intake = Intake(options.bounds, self._stats, now_us=now_us, acknowledge=_acknowledge)
+        self._client = redis_client.connect(
+            options.redis_url, REDIS_TIMEOUT_SEC, name=options.mqtt.client_id
+        )
+        self._writer = StreamWriter(self._client, stop, self._stats, options.maxlen)
+        self._link = Link(options.mqtt, lambda: None, clock, self)
+        self._subscriptions = Subscriptions(
+            options.mqtt, options.filters, options.share, self._link.complain
+        )
+        self._seldom = Seldom(clock)
+        self._told = BridgeStats()  # what the log has told of
+        self._next_word = 0.0
+        self._away = False  # left the broker until the queue has room again
+        self._running = False
+        self._example = ""  # a topic that no template matches
+
+    def run(self) -> None:
+        """The promise, in order: added, confirmed, acknowledged."""
+        try:
+            self._start()
+            while not self._finished():
+                self._tend()
+                options = self._options
+                batch = self._intake.take(
+                    options.batch_size, BATCH_BYTES, IDLE_SEC, linger=options.linger_sec
+                )
+                if batch:
+                    entries = [entry for message in batch for entry in self._composer.compose(message)]
+                    self._writer.add(entries)  # returns when Redis has confirmed all
+                    self._intake.added(batch)  # acknowledges
+                    self._count(batch, len(entries))
+        except Stopping as stopping:
+            structlog.get_logger().warning(
+                "stopped_in_outage", left="unacknowledged", error=describe(stopping)
+            )
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Finish what is in hand and end `run`. Returns at once; takes no lock and logs nothing."""
+        self._stop.set()
+
+    @property
+    def stats(self) -> BridgeStats:
+        """Counts since this bridge started."""
+        return self._stats
+
+    def health_check(self) -> dict[str, object]:
+        """Whether the bridge runs and reaches its servers, and its counts. Never raises.
+
+        Keys: `running`, `mqtt` (connected, and every subscription granted), `redis` (booleans), `waiting`
+        (messages in the queues) and `stats`. Takes up to about 5 s when Redis does not answer.
+        """
+        return {
+            "running": self._running,
+            "mqtt": self._link.connected and self._subscriptions.granted,
+            "redis": self._reaches_redis(),
+            "waiting": self._intake.waiting(),
+            "stats": self._stats.as_dict(),
+        }
+
+    # The bridge's thread
+
+    def _start(self) -> None:
+        options = self._options
+        log = structlog.get_logger()
+        if options.maxlen:
+            log.warning(
+                "bridge_cuts_streams",
+                maxlen=options.maxlen,
+                loses="entries that no worker has read",
+                remedy="leave BRIDGE_MAXLEN at 0: workers trim what they have acknowledged",
+            )
+        for one, other in overlapping(options.filters) if options.filters_chosen else ():
+            log.warning(
+                "bridge_filters_overlap",
+                filters=[one, other],
+                remedy="set BRIDGE_TOPICS to filters that share no topic; some brokers send twice",
+            )
+        self._refuse_login()
+        subscriptions = self._subscriptions
+        subscriptions.former = self._writer.note_filters(options.mqtt.client_id, subscriptions.wanted)
+        self._running = True
+        log.info(
+            "bridge_started",
+            filters=list(options.filters),
+            share=options.share or None,
+            layout=options.layout.value,
+        )
+        self._link.start()
+
+    def _refuse_login(self) -> None:
+        try:
+            self._writer.wait_for_server()
+        except (redis.AuthenticationError, redis.ResponseError) as error:
+            raise ConfigError(f"the Redis that REDIS_… names refused the connection: {error}") from None
+
+    def _finished(self) -> bool:
+        if not self._stop.is_set():
+            return False
+        self._intake.close()
+        return not self._intake.waiting()
+
+    def _tend(self) -> None:
+        self._link.tend()
+        if self._intake.overflowed and not self._away:
+            # What was passed over comes again only on a new connection.
+            self._link.hang_up()
+            self._away = True
+            self._warn("bridge_queue_full", "acknowledges nothing; waits for Redis, off the broker")
+        if self._away and self._intake.relieved():
+            self._away = self._intake.overflowed = False
+            self._link.call_again()
+        subscriptions = self._subscriptions
+        if subscriptions.former and subscriptions.former_gone:
+            self._writer.forget_filters(self._options.mqtt.client_id, subscriptions.former)
+            subscriptions.former = frozenset()
+        if self._clock() >= self._next_word:
+            self._tell()
+
+    def _tell(self) -> None:
+        """What was carried, dropped or not understood since: once a second at most."""
+        self._next_word = self._clock() + 1.0
+        stats, told = self._stats, self._told
+        log = structlog.get_logger()
+        if stats.messages_added != told.messages_added:
+            log.info(
+                "bridged",
+                messages=stats.messages_added - told.messages_added,
+                entries=stats.entries_added - told.entries_added,
+                batches=stats.batches_processed - told.batches_processed,
+                waiting=self._intake.waiting(),
+            )
+            told.messages_added, told.entries_added = stats.messages_added, stats.entries_added
+            told.batches_processed = stats.batches_processed
+        if stats.messages_dropped != told.messages_dropped:
+            log.warning("bridge_dropped", messages=stats.messages_dropped - told.messages_dropped)
+            told.messages_dropped = stats.messages_dropped
+        if stats.messages_unmatched != told.messages_unmatched and self._seldom.may_say("unmatched"):
+            log.warning(
+                "bridge_unmatched",
+                messages=stats.messages_unmatched - told.messages_unmatched,
+                topic=self._example[:200],
+                remedy="give TOPIC_TEMPLATES a template for it, or narrow BRIDGE_TOPICS",
+            )
+            told.messages_unmatched = stats.messages_unmatched
+
+    def _count(self, batch: Sequence[Message], entries: int) -> None:
+        self._stats.messages_added += len(batch)
+        self._stats.entries_added += entries
+        self._stats.batches_processed += 1
+
+    def _close(self) -> None:
+        """Say good-bye; the session stays at the broker, with what was not acknowledged."""
+        self._intake.close()
+        if self._options.status_topic and self._link.connected:
+            told = self._link.client.publish(self._options.status_topic, b"offline", qos=1, retain=True)
+            self._wait(told.is_published, 1.0)
+        self._link.stop(2.0)
+        self._link.tend()
+        self._tell()
+        self._client.close()
+        self._running = False
+        structlog.get_logger().info("bridge_stopped", **self._stats.as_dict())
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        ends = self._clock() + seconds
+        while not condition() and self._clock() < ends:
+            self._stop.wait(0.0)
+
+    def _warn(self, event: str, what: str) -> None:
+        if self._seldom.may_say(event):
+            structlog.get_logger().warning(event, what=what, waiting=self._intake.waiting())
+
+    def _reaches_redis(self) -> bool:
+        try:
+            with redis_client.connect(self._options.redis_url, timeout_sec=3) as client:
+                return bool(client.ping())
+        except (redis.RedisError, OSError, ValueError):
+            return False
+
+    # paho's thread: nothing here may wait
+
+    def connected(self, client: paho.Client, resumed: bool, properties: Properties | None) -> None:
+        self._intake.connected(client, resumed=resumed)
+        self._subscriptions.connected(client, resumed, properties)
+        if self._options.status_topic:
+            client.publish(self._options.status_topic, b"online", qos=1, retain=True)
+
+    def lost(self) -> None:
+        self._subscriptions.lost()
+        self._intake.lost()
+
+    def on_subscribe(
+        self, _client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
+    ) -> None:
+        self._subscriptions.answered(reasons)
+
+    def on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        self._stats.messages_received += 1
+        packet = message.mid if message.qos else 0
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # which no broker should let through
+            self._stats.messages_unmatched += 1
+            self._intake.pass_over(packet)
+            return
+        route = self._router.route(topic)
+        if message.retain and not (route.status or self._options.take_retained):
+            self._stats.messages_retained += 1
+            self._intake.pass_over(packet)
+            return
+        if not route.matched:
+            self._stats.messages_unmatched += 1
+            self._example = topic
+            if not self._options.hand_on_unmatched:
+                self._intake.pass_over(packet)
+                return
+        self._intake.put(topic, bytes(message.payload), packet, repeated=message.dup, urgent=route.status)
+
+
+def _acknowledge(client: object, packet: int) -> None:
+    if isinstance(client, paho.Client):
+        client.ack(packet, 1)

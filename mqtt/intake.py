@@ -1,0 +1,253 @@
+"""Messages between the broker and Redis: bounded queues, and who may be acknowledged when.
+
+Two threads meet here. paho's puts messages in and tells of connections; the bridge's takes them out and
+says what Redis has. All of it is under one lock, held for moments only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from metrics import BridgeStats
+from setting_types import WhenFull
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One message from its arrival to its acknowledgement.
+
+    `identity` is made from topic and payload: the same message is the same, however often it comes.
+    `packet` is its id on the connection `era`; 0 for QoS 0, which nobody acknowledges. `arrived_us`:
+    microseconds since 1970, another one for each message.
+    """
+
+    topic: str
+    payload: bytes
+    packet: int
+    arrived_us: int
+    era: int
+    identity: bytes
+    done: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.topic) + len(self.payload) + OVERHEAD_BYTES
+
+
+OVERHEAD_BYTES = 600  # what a message weighs in memory besides its texts, measured with tracemalloc
+
+
+def identity_of(topic: str, payload: bytes) -> bytes:
+    """16 bytes that two messages share when topic and payload are equal."""
+    return blake2b(b"%b\0%b" % (topic.encode(), payload), digest_size=16).digest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """`count`: most messages in each of the two queues. `size`: most bytes in both."""
+
+    count: int
+    size: int
+    when_full: WhenFull
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What a connection owes: messages in the order of their arrival, not acknowledged yet."""
+
+    client: object = None
+    era: int = 0
+    up: bool = False
+    owed: deque[Message] = field(default_factory=deque)
+
+
+class Intake:
+    """Takes messages in, hands them out, and acknowledges in the order in which they came (MQTT 4.6).
+
+    A connection that breaks voids the message ids. Where the session goes on, the broker sends again
+    what was not acknowledged: what is still in hand here is recognised by its id and its content, and
+    is not taken in twice. Where the session is lost, what is in hand still goes to Redis.
+
+    `acknowledge` is called with the client and the id, under the lock: so never after its connection.
+    """
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        stats: BridgeStats,
+        *,
+        now_us: Callable[[], int],
+        acknowledge: Callable[[object, int], object],
+    ) -> None:
+        self._bounds = bounds
+        self._stats = stats
+        self._now_us = now_us
+        self._acknowledge = acknowledge
+        self._lock = threading.Lock()
+        self._filled = threading.Condition(self._lock)
+        self._statuses: deque[Message] = deque()
+        self._readings: deque[Message] = deque()
+        self._size = 0
+        self._last_us = 0
+        self._open = True
+        self._connection = _Connection()
+        self._in_hand: dict[int, Message] = {}  # of connections that broke: packet id to message
+        self.overflowed = False  # a message was neither taken nor acknowledged; the broker has it
+
+    # paho's thread
+
+    def connected(self, client: object, *, resumed: bool) -> None:
+        """A connection is there. `resumed`: in the session of the one before."""
+        with self._lock:
+            self._void()
+            if not resumed:
+                self._in_hand.clear()
+            self._connection = _Connection(client, self._connection.era + 1, up=True)
+
+    def lost(self) -> None:
+        """No acknowledgement can be sent any more."""
+        with self._lock:
+            self._void()
+
+    def put(self, topic: str, payload: bytes, packet: int, *, repeated: bool, urgent: bool) -> None:
+        """A message has come. `repeated`: the broker says that it has sent it before."""
+        identity = identity_of(topic, payload)
+        with self._lock:
+            if not self._open or not (self._connection.up or not packet):
+                return  # not acknowledged: the broker keeps it
+            if packet:
+                known = self._in_hand.pop(packet, None)
+                if repeated and known and known.identity == identity:
+                    self._owe_again(known)
+                    return
+            message = Message(topic, payload, packet, self._moment(), self._connection.era, identity)
+            queue = self._statuses if urgent else self._readings
+            if self._has_room(message, queue):
+                self._keep(message, queue)
+
+    def pass_over(self, packet: int) -> None:
+        """A message that is not wanted: acknowledged in its turn."""
+        with self._lock:
+            if packet and self._open and self._connection.up:
+                self._in_hand.pop(packet, None)
+                self._connection.owed.append(Message("", b"", packet, 0, self._connection.era, b"", True))
+                self._settle()
+
+    # The bridge's thread
+
+    def take(self, count: int, size: int, timeout: float, linger: float = 0.0) -> Sequence[Message]:
+        """The next messages, statuses first: at most `count`, and about `size` bytes.
+
+        Waits `timeout` seconds for one, and then `linger` for more. They stay in hand until `added`.
+        """
+        with self._filled:
+            if not self._filled.wait_for(self._waiting, timeout):
+                return ()
+            if linger and self._open:
+                self._filled.wait_for(lambda: self._waiting() >= count or not self._open, linger)
+            taken: list[Message] = []
+            for queue in (self._statuses, self._readings):
+                while queue and len(taken) < count and size > 0:
+                    message = queue.popleft()
+                    size -= message.size
+                    self._size -= message.size
+                    taken.append(message)
+            return taken
+
+    def added(self, messages: Sequence[Message]) -> None:
+        """Redis has confirmed these: acknowledge what is due. A crash before this sends them again."""
+        with self._lock:
+            for message in messages:
+                message.done = True
+                message.payload = b""
+            self._settle()
+
+    def close(self) -> None:
+        """Take in nothing more. What is not acknowledged comes again, in the next session."""
+        with self._filled:
+            self._open = False
+            self._filled.notify()
+
+    def waiting(self) -> int:
+        """Messages in the queues. Any thread may ask."""
+        with self._lock:
+            return self._waiting()
+
+    def unacknowledged(self) -> int:
+        with self._lock:
+            return len(self._connection.owed)
+
+    def relieved(self) -> bool:
+        """Whether, after an overflow, half of the room is free again."""
+        with self._lock:
+            bounds = self._bounds
+            fullest = max(len(self._readings), len(self._statuses))
+            return 2 * fullest <= bounds.count and 2 * self._size <= bounds.size
+
+    # Under the lock
+
+    def _waiting(self) -> int:
+        return len(self._statuses) + len(self._readings)
+
+    def _moment(self) -> int:
+        """The present, but never the same twice: two equal messages are two readings."""
+        self._last_us = max(self._last_us + 1, self._now_us())
+        return self._last_us
+
+    def _keep(self, message: Message, queue: deque[Message]) -> None:
+        if message.packet:
+            self._connection.owed.append(message)
+        queue.append(message)
+        self._size += message.size
+        if self._waiting() == 1 or self._waiting() % 64 == 0:  # a lingering taker wants to know of more
+            self._filled.notify()
+
+    def _owe_again(self, message: Message) -> None:
+        self._stats.messages_recognised += 1
+        message.era = self._connection.era
+        self._connection.owed.append(message)
+        self._settle()
+
+    def _has_room(self, message: Message, queue: deque[Message]) -> bool:
+        """Whether it may go in: makes room, or does what is to be done where there is none."""
+        bounds = self._bounds
+        while len(queue) >= bounds.count or (self._size + message.size > bounds.size and self._waiting()):
+            if bounds.when_full is WhenFull.DROP_OLDEST and queue:
+                oldest = queue.popleft()
+                self._size -= oldest.size
+                oldest.done, oldest.payload = True, b""
+                self._stats.messages_dropped += 1
+                self._settle()
+                continue
+            if message.packet and bounds.when_full is WhenFull.STOP:
+                self.overflowed = True
+                return False
+            self._stats.messages_dropped += 1  # QoS 0 cannot be kept by the broker
+            if message.packet:
+                message.done, message.payload = True, b""
+                self._connection.owed.append(message)
+                self._settle()
+            return False
+        return True
+
+    def _void(self) -> None:
+        """The connection is gone: remember what it owed, for when the broker sends it again."""
+        connection = self._connection
+        connection.up = False
+        connection.client = None
+        for message in connection.owed:
+            self._in_hand[message.packet] = message
+        connection.owed.clear()
+
+    def _settle(self) -> None:
+        """Acknowledge from the front, as far as Redis has confirmed."""
+        connection = self._connection
+        owed = connection.owed
+        while owed and owed[0].done:
+            message = owed.popleft()
+            self._acknowledge(connection.client, message.packet)
+            self._stats.messages_acknowledged += 1

@@ -1,0 +1,90 @@
+"""What a bridge subscribes to: asked for on each connection, and taken back where settings have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from paho.mqtt import client as paho
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from mqtt.options import MqttOptions
+
+# Retained messages come with a subscription that is new, not with every connection (MQTT 5, 3.8.3.1).
+_RETAINED_WHEN_NEW = 1
+Complain = Callable[[str, str, str], None]
+
+
+class Subscriptions:
+    """The filters of a bridge at its broker. Called from paho's thread; any thread may ask `granted`.
+
+    `filters` without `$share`; `share`: name of the group, or empty. `former`: filters of earlier runs in
+    full, `$share/…` included, which the session still has. `complain` takes an event, a reason, a remedy.
+    """
+
+    def __init__(self, mqtt: MqttOptions, filters: Sequence[str], share: str, complain: Complain) -> None:
+        self._mqtt = mqtt
+        prefix = f"$share/{share}/" if share else ""
+        self.wanted = tuple(prefix + one for one in filters)
+        self.former: frozenset[str] = frozenset()
+        self._shared = bool(share)
+        self._complain = complain
+        self._connections = 0
+        self.granted = False  # all of them, on the present connection
+        self.former_gone = False  # the broker has confirmed that `former` is taken back
+
+    def connected(self, client: paho.Client, resumed: bool, properties: Properties | None) -> None:
+        """Ask for all: a session that goes on has them already, and takes them again."""
+        self._connections += 1
+        self.granted = False
+        self._tell_of_session(resumed, properties)
+        if self._shared and getattr(properties, "SharedSubscriptionAvailable", 1) == 0:
+            self._complain(
+                "mqtt_subscription_refused",
+                "the broker has no shared subscriptions",
+                "leave BRIDGE_SHARE empty and run one bridge",
+            )
+            return
+        if self._mqtt.version_5:
+            options = SubscribeOptions(qos=1, retainHandling=_RETAINED_WHEN_NEW)
+            client.subscribe([(one, options) for one in self.wanted])
+        else:
+            client.subscribe([(one, 1) for one in self.wanted])
+        if self.former and not self.former_gone:
+            client.on_unsubscribe = self._on_unsubscribe
+            client.unsubscribe(sorted(self.former))
+
+    def lost(self) -> None:
+        self.granted = False
+
+    def answered(self, reasons: Sequence[ReasonCode]) -> None:
+        """SUBACK: a reason for each filter, in order."""
+        refused = [one for one, reason in zip(self.wanted, reasons, strict=False) if reason.is_failure]
+        self.granted = not refused
+        if refused:
+            self._complain(
+                "mqtt_subscription_refused",
+                f"{', '.join(refused)[:300]}: {next(r for r in reasons if r.is_failure)}",
+                "check BRIDGE_TOPICS, and what the broker allows this user",
+            )
+
+    def _on_unsubscribe(self, *_: Any) -> None:
+        self.former_gone = True
+
+    def _tell_of_session(self, resumed: bool, properties: Properties | None) -> None:
+        if not resumed and self._connections > 1:
+            self._complain(
+                "mqtt_session_lost",
+                "the broker has forgotten this client; what came while it was away is lost",
+                "make sessions persistent at the broker (docs/bridge.md)",
+            )
+        session = self._mqtt.session
+        kept = getattr(properties, "SessionExpiryInterval", None)
+        if session and kept is not None and kept < session.expiry_sec:
+            self._complain(
+                "mqtt_session_short",
+                f"the broker keeps the session for {kept} s, BRIDGE_SESSION_EXPIRY_SEC asks for more",
+                "raise the broker's limit; after an absence that is longer, messages are lost",
+            )
