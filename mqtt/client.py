@@ -98,8 +98,7 @@ class Link:
     own thread has met. The callbacks of paho's thread only take notes and call `on_change`.
     `acknowledged` holds what the broker has answered to publications: message id and whether it took it.
     `generation` grows when a new client took the place of one: what that had in hand is forgotten.
-    `connections` counts those made; `receive_maximum` is how many publications without an acknowledgement
-    the broker of the newest one takes.
+    `receive_maximum`: how many publications without an acknowledgement the broker takes.
     Raises: `ConfigError` for certificates that cannot be used.
     """
 
@@ -121,7 +120,6 @@ class Link:
         self.acknowledged: deque[tuple[int, bool]] = deque()
         self.connected = False
         self.generation = 0
-        self.connections = 0
         self.receive_maximum = _RECEIVE_MAXIMUM
         self.client = self._made()
 
@@ -234,7 +232,6 @@ class Link:
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
         else:
             self.receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
-            self.connections += 1
             if self._listener:
                 self._listener.connected(client, flags.session_present, properties)
             self.connected = True

@@ -198,7 +198,9 @@ class Plan:
             if spoilt < 0:
                 names = ()
         time = time_us if voice.timed and flaw is not Flaw.EMPTY else None
-        return Message(now, topic, payload, name, names, voice.cut(row, part), time, spoilt, flaw)
+        # Not before its own time: jitter may have moved the device's last reading, and so this one, ahead.
+        due = max(now, (time_us - self._start_us) / 1_000_000)
+        return Message(due, topic, payload, name, names, voice.cut(row, part), time, spoilt, flaw)
 
     def _time(self, device: int, now: float) -> int:
         """Whole milliseconds; where the device has used this one up, a microsecond more than its last."""

@@ -70,12 +70,8 @@ def client_id() -> str:
     return f"sluice-simulator-{socket.gethostname()[:100]}-{os.getpid()}"
 
 
-def main(mqtt: MqttOptions | None, chosen: argparse.Namespace) -> int:
-    """Run it. `mqtt` None: no broker is set. Raises: `ConfigError` for what is wrong before it starts."""
-    if mqtt is None:
-        raise ConfigError(
-            "MQTT_URL is not set; simulate takes the address of a broker: mqtt://localhost:1883"
-        )
+def main(mqtt: MqttOptions, chosen: argparse.Namespace) -> int:
+    """Run it. Raises: `ConfigError` for what is wrong before it starts."""
     _refuse_others(mqtt, allowed=chosen.yes_load_this_broker)
     seed = secrets.randbelow(2**32) if chosen.seed is None else chosen.seed
     tally, stop = Tally(), StopFlag(chosen.wait)

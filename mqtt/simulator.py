@@ -64,7 +64,7 @@ class Simulator:
         self._awake = threading.Event()
         self._link = Link(mqtt, self._awake.set, clock)
         self._generation = 0
-        self._connections = 0
+        self._cut: list[Message] = []  # in flight when the connection was lost
         self._in_flight: dict[int, Message] = {}  # paho's message id: sent, not acknowledged
         self._acknowledged_at = 0.0
         self._next_tend = 0.0
@@ -149,6 +149,7 @@ class Simulator:
         elif seconds:
             self._stop.pause(seconds)
         self._collect()
+        self._note_outage()
         now = self._clock()
         if now >= self._next_tend:
             self._next_tend = now + TEND_SEC
@@ -165,15 +166,21 @@ class Simulator:
             if self._tally.settle(message, accepted=taken):
                 self._on_accepted(message)
 
+    def _note_outage(self) -> None:
+        """Count what paho sends again. An outage lasts a second at least, so a look falls into each."""
+        if not self._link.connected:
+            if self._options.qos and not self._cut:
+                self._cut = list(self._in_flight.values())
+        elif self._cut:
+            for message in self._cut:
+                self._tally.resend(message)
+            self._cut = []
+
     def _tend(self, now: float) -> None:
         self._link.tend()
-        if self._connections != self._link.connections:
-            if self._connections and self._options.qos:
-                for message in self._in_flight.values():
-                    self._tally.resend(message)  # by paho
-            self._connections = self._link.connections
         if self._generation != self._link.generation:
             self._generation = self._link.generation
+            self._collect()  # what the old client got last, under its ids
             again, self._in_flight = list(self._in_flight.values()), {}
             for message in again:
                 self._send(message)
@@ -211,3 +218,4 @@ class Simulator:
         while self._in_flight and self._clock() < ends:
             self._look(_LOOK_SEC)
         self._collect()
+        self._link.tend()
