@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -29,17 +30,41 @@ from tests.broker import KINDS, Broker, Mosquitto, Recorder, missing, needed, re
 from tests.faults import Proxy, proxy_to
 from tests.support import Daemon, Database, daemons, wait_until
 
+# How long an example takes on a busy machine is no finding.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
+
 _number = itertools.count(1)
-_UNIT = Path(__file__).resolve().parent / "unit"
+_HERE = Path(__file__).resolve().parent
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Beside each other run files of unit tests, as one of them takes less than handing it out, and all
-    other tests one by one."""
-    for item in items:
-        if _UNIT in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    """For several processes: files of unit tests go to one of them as a whole, since a unit test is quicker
+    than handing it out; all other tests one by one, the long ones spread over the short.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    unit = [item for item in items if _HERE / "unit" in item.path.parents]
+    long = [item for item in items if _HERE / "acceptance" in item.path.parents]
+    placed = {*unit, *long}
+    short = [item for item in items if item not in placed]
+    for item in unit:
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items[:] = [*_spread(long, short), *unit]
+
+
+def _spread(long: list[pytest.Item], short: list[pytest.Item]) -> list[pytest.Item]:
+    """Daemons under load beside each other would only wait for a processor. None of the long ones comes
+    last, where nothing runs beside it.
+    """
+    share = 3 * len(short) // (4 * max(1, len(long)))
+    order = []
+    for number, item in enumerate(long):
+        order += [item, *short[number * share : (number + 1) * share]]
+    return order + short[len(long) * share :]
 
 
 @pytest.fixture(scope="session")
