@@ -2,6 +2,7 @@
 # Lint, types and all tests, against real servers that the tests start. Arguments go on to pytest;
 # with arguments, only pytest runs, one test after the other. SLUICE_TESTS_WORKERS: how many processes share
 # all the tests; by default two more than there are processors, as many tests wait most of their time.
+# SLUICE_TESTS_NEED=mosquitto: without it the tests fail, instead of leaving out what needs it; as with CI set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . requirements/install.sh
