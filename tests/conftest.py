@@ -40,19 +40,35 @@ _number = itertools.count(1)
 _HERE = Path(__file__).resolve().parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes: files of unit tests go to one of them as a whole, since a unit test is quicker
-    than handing it out; all other tests one by one, the long ones spread over the short.
+# Their tests go to one process: a unit test is quicker than handing it out, and WebAssembly slow to start.
+_TOGETHER = ("tests/unit/", "tests/integration/test_timescale.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """For several processes, with --dist loadgroup: which tests stay together; all others go one by one.
+
+    Not by marks, which xdist 3.8 puts into an attribute that pytest 9.2 no longer reads.
     """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # without xdist nobody calls this
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes: spread the long tests over the short ones, and end with the shortest."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     unit = [item for item in items if _HERE / "unit" in item.path.parents]
     long = [item for item in items if _HERE / "acceptance" in item.path.parents]
     placed = {*unit, *long}
     short = [item for item in items if item not in placed]
-    for item in unit:
-        item.add_marker(pytest.mark.xdist_group(item.path.name))
     items[:] = [*_spread(long, short), *unit]
 
 
