@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Lint, types and all tests, against real servers that the tests start. Arguments go on to pytest;
 # with arguments, only pytest runs, one test after the other. SLUICE_TESTS_WORKERS: how many processes share
-# all the tests; by default two more than there are processors, as many tests wait most of their time.
+# all the tests; by default two more than there are processors, up to eight, as many tests mostly wait.
+# SLUICE_TESTS_NEED=mosquitto: its absence fails the tests that need it, as with CI set; else they are left out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . requirements/install.sh
@@ -12,7 +13,7 @@ if [ $# -eq 0 ]; then
     .venv/bin/ruff check .
     .venv/bin/ruff format --check .
     .venv/bin/mypy
-    processors=$(.venv/bin/python -c 'import os; print(os.cpu_count() or 1)')
-    set -- -n "${SLUICE_TESTS_WORKERS:-$((processors + 2))}" --dist loadgroup --no-loadscope-reorder
+    usual=$(.venv/bin/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 2))')
+    set -- -n "${SLUICE_TESTS_WORKERS:-$usual}" --dist loadgroup --no-loadscope-reorder
 fi
 exec .venv/bin/python -m pytest "$@"

@@ -6,7 +6,6 @@ that stays the same over restarts. Neither keeps anything over a restart, but mo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -79,7 +78,7 @@ class Broker:
         return [
             sys.executable,
             "-m",
-            "tests.broker",
+            "tests.amqtt_broker",
             json.dumps(asdict(self.options) | {"port": self.port}),
         ]
 
@@ -263,30 +262,3 @@ def _free_port() -> int:
         port = random.randrange(10_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-
-
-async def _serve(wanted: dict[str, Any]) -> None:
-    """The process: amqtt until it is killed."""
-    from amqtt.broker import Broker as Amqtt
-
-    listener: dict[str, Any] = {"type": "tcp", "bind": f"127.0.0.1:{wanted['port']}"}
-    if wanted["certificate"]:
-        listener |= {"ssl": True, "certfile": wanted["certificate"], "keyfile": wanted["key"]}
-        listener |= {"cafile": wanted["ca_certificate"]}
-    known = "amqtt.plugins.authentication"
-    plugins: dict[str, Any] = {f"{known}.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    if wanted["username"]:
-        from pwdlib import PasswordHash
-
-        passwords = Path(f"/proc/self/fd/{os.memfd_create('passwords')}")
-        passwords.write_text(
-            f"{wanted['username']}:{PasswordHash.recommended().hash(wanted['password'])}\n"
-        )
-        plugins = {f"{known}.FileAuthPlugin": {"password_file": str(passwords)}}
-    broker = Amqtt({"listeners": {"default": listener}, "plugins": plugins})
-    await broker.start()
-    await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve(json.loads(sys.argv[1])))

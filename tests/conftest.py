@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -29,17 +30,57 @@ from tests.broker import KINDS, Broker, Mosquitto, Recorder, missing, needed, re
 from tests.faults import Proxy, proxy_to
 from tests.support import Daemon, Database, daemons, wait_until
 
+# How long an example takes on a busy machine is no finding.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
+
 _number = itertools.count(1)
-_UNIT = Path(__file__).resolve().parent / "unit"
+_HERE = Path(__file__).resolve().parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+# Their tests go to one process: a unit test is quicker than handing it out, and WebAssembly slow to start.
+_TOGETHER = ("tests/unit/", "tests/integration/test_timescale.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """For several processes, with --dist loadgroup: which tests stay together; all others go one by one.
+
+    Not by marks, which xdist 3.8 puts into an attribute that pytest 9.2 no longer reads.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # without xdist nobody calls this
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Beside each other run files of unit tests, as one of them takes less than handing it out, and all
-    other tests one by one."""
-    for item in items:
-        if _UNIT in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    """For several processes: spread the long tests over the short ones, and end with the shortest."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    unit = [item for item in items if _HERE / "unit" in item.path.parents]
+    long = [item for item in items if _HERE / "acceptance" in item.path.parents]
+    placed = {*unit, *long}
+    short = [item for item in items if item not in placed]
+    items[:] = [*_spread(long, short), *unit]
+
+
+def _spread(long: list[pytest.Item], short: list[pytest.Item]) -> list[pytest.Item]:
+    """Daemons under load beside each other would only wait for a processor. None of the long ones comes
+    last, where nothing runs beside it.
+    """
+    share = 3 * len(short) // (4 * max(1, len(long)))
+    order = []
+    for number, item in enumerate(long):
+        order += [item, *short[number * share : (number + 1) * share]]
+    return order + short[len(long) * share :]
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import pytest
 import redis
@@ -148,7 +150,8 @@ def test_the_time_in_which_no_worker_listened_makes_nobody_silent(
             worker.thaw()
         else:
             # the first may have died with entries in hand
-            daemon(watched, redis_url, consumer_name="two", claim_min_idle_sec=1)
+            second = daemon(watched, redis_url, consumer_name="two", claim_min_idle_sec=1)
+            back = _started_at(second)
         wait_until(lambda: opened(watched))
         told = moment(watched, "select extract(epoch from min(recorded_at))::float8 from alerts")
         assert watched.rows("select device_id, status from alerts") == [("quiet", "active")]
@@ -156,6 +159,13 @@ def test_the_time_in_which_no_worker_listened_makes_nobody_silent(
     print(f"\n{how}: told after {listened:.2f} s of listening, {told - back:.2f} s after the return")
     assert SILENT_SEC - 0.5 < listened < SILENT_SEC + 5
     wait_until(lambda: everything_settled(client, ticks.count + 1))
+
+
+def _started_at(worker: Daemon) -> float:
+    """When it began to listen, by its own log: how long a process takes to start says nothing here."""
+    worker.wait_for("worker_started")
+    (line,) = [line for line in worker.text().splitlines() if '"worker_started"' in line]
+    return datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
 
 
 def _be_away(worker: Daemon, how: str) -> None:

@@ -51,7 +51,7 @@ def total(client: redis.Redis) -> Books:
 
 def settle(reader: RedisReader, count: int, fate: Fate = Fate.STORED) -> None:
     """Read and settle exactly so many, of one stream."""
-    entries = flat(read_all(reader, count, reads=count + 5))
+    entries = flat(read_all(reader, count, reads=count + 1000))  # empty ones until the stream is found
     assert len(entries) == count
     reader.settle(outcome(entries, fate))
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tests.support import ROOT, Database
 from tests.writing import YESTERDAY_US, batch_of, reading, rig
 
 HEAD = models.REVISIONS[-1]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def settings(url: str, **changes: Any) -> Settings:
@@ -53,6 +54,23 @@ def run(url: str, *arguments: str, root: Path = ROOT, **changes: str) -> subproc
     return subprocess.run(
         command, env=environment(url, **changes), capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """What `./migrate.sh` does once Python runs, in this process: many cases of one thing are quick so."""
+
+    def run_here(url: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with monkeypatch.context() as changed:
+            for name in os.environ.keys() - environment(url).keys():
+                changed.delenv(name)
+            for name, value in environment(url, **changes).items():
+                changed.setenv(name, value)
+            status = migrate.main(arguments)
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+
+    return run_here
 
 
 @pytest.fixture
@@ -311,13 +329,13 @@ def test_another_table_name_works_for_migrations_writing_and_partitions(url: str
     ],
 )
 def test_a_table_name_that_is_no_identifier_is_refused_by_everything(
-    plain_database: Database, table: str
+    plain_database: Database, command: Command, table: str
 ) -> None:
     with pytest.raises(
         ConfigError, match=r"TABLE_NAME is .* takes a name of letters, digits and underscores"
     ):
         settings(plain_database.url, table_name=table)
-    refused = run(plain_database.url, "upgrade", TABLE_NAME=table)
+    refused = command(plain_database.url, "upgrade", TABLE_NAME=table)
     assert refused.returncode == 2
     assert refused.stderr.startswith("migrate: TABLE_NAME is ")
     assert len(refused.stderr.splitlines()) == 1
@@ -378,12 +396,20 @@ def test_wrong_settings_are_told_in_one_line_and_exit_2(url: str) -> None:
         assert told.stderr.startswith("migrate: ")
 
 
-@pytest.mark.parametrize("command", [("upgrade",), ("downgrade", "base"), ("check",), ("current",)])
+@pytest.mark.parametrize("words", [("upgrade",), ("downgrade", "base"), ("check",), ("current",)])
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "localhost:1"])
 def test_an_unreachable_database_is_told_in_one_line_without_its_password(
-    command: tuple[str, ...], host: str
+    command: Command, words: tuple[str, ...], host: str
 ) -> None:
-    told = run(f"postgresql://sluice:s3cret-word@{host}/none", *command)
+    told = command(f"postgresql://sluice:s3cret-word@{host}/none", *words)
+    assert told.returncode == 1
+    assert len(told.stderr.splitlines()) == 1, told.stderr
+    assert told.stderr.startswith("migrate: ")
+    assert "s3cret-word" not in told.stderr + told.stdout
+
+
+def test_as_a_process_it_says_no_more_of_an_unreachable_database() -> None:
+    told = run("postgresql://sluice:s3cret-word@127.0.0.1:1/none", "upgrade")
     assert told.returncode == 1
     assert len(told.stderr.splitlines()) == 1, told.stderr
     assert told.stderr.startswith("migrate: ")

@@ -28,8 +28,6 @@ from tests.support import ROOT, Database
 from tests.timescale.timescale_wasm import MINIMUM_NODE, TimescaleWasm, node_available
 from tests.writing import YESTERDAY_US, Rig, batch_of, reading, rig
 
-pytestmark = pytest.mark.xdist_group("timescale")  # one WebAssembly server for all: it is slow to start
-
 CACHE = ROOT / ".node"
 _number = itertools.count(1)
 LONG_AGO_US = YESTERDAY_US - 400 * DAY_US
