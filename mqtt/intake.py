@@ -104,7 +104,6 @@ class Intake:
     def connected(self, client: object, *, resumed: bool) -> None:
         """A connection is there. `resumed`: in the session of the one before."""
         with self._lock:
-            self._void()
             if not resumed:
                 self._in_hand.clear()
             self._connection = _Connection(client, self._connection.era + 1, up=True)
@@ -112,7 +111,9 @@ class Intake:
     def lost(self) -> None:
         """No acknowledgement can be sent any more."""
         with self._lock:
-            self._void()
+            self._connection.up = False
+            self._connection.client = None
+            self._connection.owed.clear()  # it stays in hand, for when the broker sends it again
 
     def put(self, topic: str, payload: bytes, packet: int, *, repeated: bool, urgent: bool) -> None:
         """A message has come. `repeated`: the broker says that it has sent it before."""
@@ -243,13 +244,6 @@ class Intake:
                 self._settle()
             return False
         return True
-
-    def _void(self) -> None:
-        """The connection is gone. What it owed stays in hand, for when the broker sends it again."""
-        connection = self._connection
-        connection.up = False
-        connection.client = None
-        connection.owed.clear()
 
     def _settle(self) -> None:
         """Acknowledge from the front, as far as Redis has confirmed."""

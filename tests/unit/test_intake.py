@@ -105,6 +105,18 @@ def test_what_is_passed_over_is_acknowledged_in_its_turn() -> None:
     assert [packet for _, packet in rig.acks] == [1, 2]
 
 
+def test_what_was_confirmed_while_away_is_acknowledged_as_soon_as_it_comes_again() -> None:
+    rig = Rig()
+    rig.put(b"1", 1)
+    batch = rig.take()
+    rig.intake.lost()
+    rig.intake.added(batch)
+    rig.intake.connected("second", resumed=True)
+    rig.put(b"1", 1, repeated=True)
+    assert rig.acks == [("second", 1)]
+    assert rig.payloads() == []
+
+
 @pytest.mark.parametrize("confirmed", ["before the break", "while away", "after the return"])
 def test_what_comes_again_while_it_is_in_hand_is_added_once(confirmed: str) -> None:
     rig = Rig()
@@ -145,6 +157,17 @@ def test_what_comes_again_on_the_same_connection_is_added_and_acknowledged_once(
     assert [packet for _, packet in rig.acks] == [1, 2]
     rig.put(b"1", 1)
     assert rig.payloads() == [b"1"]
+
+
+def test_a_broker_may_be_impatient_on_the_second_connection_too() -> None:
+    rig = Rig()
+    rig.put(b"1", 1)
+    rig.intake.lost()
+    rig.intake.connected("second", resumed=True)
+    for _ in range(3):
+        rig.put(b"1", 1, repeated=True)
+    rig.intake.added(rig.take())
+    assert rig.acks == [("second", 1)]
 
 
 def test_nothing_is_acknowledged_between_two_connections() -> None:
@@ -320,8 +343,9 @@ def test_bytes_are_bounded_too_and_free_again_when_taken() -> None:
     assert rig.intake.waiting() == 2
     assert rig.intake.overflowed
     rig.take()
-    rig.put(b"x" * 10, 4)
-    assert rig.intake.waiting() == 1
+    for packet in (4, 5, 6):
+        rig.put(b"x" * 10, packet)
+    assert rig.intake.waiting() == 2
 
 
 def test_times_of_arrival_differ_and_increase_though_the_clock_goes_back() -> None:
@@ -369,6 +393,8 @@ class Session:
 
 
 IDS = 4
+SELDOM = st.sampled_from([False] * 5 + [True])
+KINDS = st.sampled_from(["reading", "reading", "status", "unwanted"])
 TOPICS = {"reading": "r", "status": "s"}
 
 
@@ -377,8 +403,8 @@ class Traffic(RuleBasedStateMachine):
 
     @initialize(
         when_full=st.sampled_from(WhenFull),
-        count=st.integers(1, 4),
-        size=st.sampled_from([1, 2 * OVERHEAD_BYTES, 4 * OVERHEAD_BYTES, PLENTY]),
+        count=st.integers(1, 6),
+        size=st.sampled_from([PLENTY, PLENTY, 4 * OVERHEAD_BYTES, 2 * OVERHEAD_BYTES, 1]),
     )
     def begin(self, when_full: WhenFull, count: int, size: int) -> None:
         self.bounds = Bounds(count=count, size=size, when_full=when_full)
@@ -456,12 +482,10 @@ class Traffic(RuleBasedStateMachine):
 
     # The broker
 
-    @rule(
-        kind=st.sampled_from(["reading", "reading", "status", "unwanted"]),
-        payload=st.sampled_from([b"a", b"b"]),
-    )
-    def publish(self, kind: str, payload: bytes) -> None:
-        self.session.waiting.append(self._publication(kind, payload, qos=1))
+    @rule(messages=st.lists(st.tuples(KINDS, st.sampled_from([b"a", b"b"])), min_size=1, max_size=4))
+    def publish(self, messages: list[tuple[str, bytes]]) -> None:
+        for kind, payload in messages:
+            self.session.waiting.append(self._publication(kind, payload, qos=1))
 
     @precondition(lambda self: self.up)
     @rule(kind=st.sampled_from(["reading", "status"]), payload=st.sampled_from([b"a", b"b"]))
@@ -496,10 +520,10 @@ class Traffic(RuleBasedStateMachine):
         self._hand_over(self.session.on_its_way[packet], packet, repeated=True)
 
     @precondition(lambda self: self.up)
-    @rule()
-    def lose_acknowledgements(self) -> None:
+    @rule(seldom=SELDOM)
+    def lose_acknowledgements(self, seldom: bool) -> None:
         """From here to the break of this connection."""
-        self.acks_arrive = False
+        self.acks_arrive = self.acks_arrive and not seldom
 
     @precondition(lambda self: self.up)
     @rule()
@@ -512,9 +536,16 @@ class Traffic(RuleBasedStateMachine):
             else:
                 self.intake.put("r", sent.payload, packet, repeated=False, urgent=False)
 
+    @precondition(lambda self: self.up)
+    @rule(seldom=SELDOM)
+    def replace_the_connection(self, seldom: bool) -> None:
+        """Another one is there before anybody has told the end of the one before."""
+        if seldom:
+            self.connect(keeps=True)
+
+    @precondition(lambda self: not self.up)
     @rule(keeps=st.sampled_from([True, True, True, False]))
     def connect(self, keeps: bool) -> None:
-        """Also in place of a connection whose end nobody has told."""
         session = self.session
         if not keeps:
             lost = {sent.serial for sent in (*session.waiting, *session.on_its_way.values())}
@@ -563,9 +594,11 @@ class Traffic(RuleBasedStateMachine):
             self.homeless.discard(mark.serial)
         self.intake.added(batch)
 
-    @rule()
-    def crash(self) -> None:
+    @rule(seldom=SELDOM)
+    def crash(self, seldom: bool) -> None:
         """SIGKILL: what is in hand is gone, and the broker sends it again, if it has it."""
+        if not seldom:
+            return
         in_hand = {mark.serial for batch in self.batches for mark in self._marks(batch)} | set(self.inside)
         self.excused |= {serial for serial in in_hand if not self.sent[serial].qos} | self.homeless
         self.perhaps_twice |= {sent.serial for sent in self.session.on_its_way.values()}
@@ -628,4 +661,4 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestTraffic.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
