@@ -225,6 +225,17 @@ def test_a_broker_that_confuses_its_ids_harms_nobody() -> None:
     assert [packet for _, packet in rig.acks] == [1, 1]
 
 
+def test_an_id_that_was_acknowledged_means_nothing_any_more() -> None:
+    """The broker may have used it for an equal message that got lost on its way."""
+    rig = Rig()
+    rig.put(b"21.5", 1)
+    rig.intake.added(rig.take())
+    rig.intake.lost()
+    rig.intake.connected("second", resumed=True)
+    rig.put(b"21.5", 1, repeated=True)
+    assert rig.payloads() == [b"21.5"]
+
+
 @pytest.mark.parametrize("topic", ["t", "u"])
 def test_an_id_with_another_content_is_another_message(topic: str) -> None:
     rig = Rig()
@@ -507,10 +518,17 @@ class Traffic(RuleBasedStateMachine):
             if session.again:
                 packet = session.again.popleft()
                 self._hand_over(session.on_its_way[packet], packet, repeated=True)
-            elif session.waiting and len(session.on_its_way) < IDS:
-                packet = min(set(range(1, IDS + 1)) - set(session.on_its_way))
-                session.on_its_way[packet] = session.waiting.popleft()
-                self._hand_over(session.on_its_way[packet], packet, repeated=False)
+            else:
+                for packet in self._send_new(1):
+                    self._hand_over(session.on_its_way[packet], packet, repeated=False)
+
+    def _send_new(self, most: int) -> list[int]:
+        session = self.session
+        free = sorted(set(range(1, IDS + 1)) - set(session.on_its_way))[:most]
+        for packet, sent in zip(free, list(session.waiting), strict=False):
+            session.on_its_way[packet] = sent
+            session.waiting.popleft()
+        return [packet for packet in free if packet in session.on_its_way]
 
     @precondition(lambda self: self.up and self.arrived and self.acks_arrive)
     @rule(choice=st.integers(0, IDS))
@@ -526,8 +544,10 @@ class Traffic(RuleBasedStateMachine):
         self.acks_arrive = self.acks_arrive and not seldom
 
     @precondition(lambda self: self.up)
-    @rule()
-    def break_off(self) -> None:
+    @rule(in_vain=st.integers(0, 2))
+    def break_off(self, in_vain: int = 0) -> None:
+        """`in_vain`: messages that the broker still sends, and that never arrive."""
+        self._send_new(in_vain)
         self.up = False
         self.intake.lost()
         for packet, sent in self.session.on_its_way.items():  # the last of the old connection's bytes
