@@ -101,6 +101,8 @@ def _template_list(value: tuple[str, ...]) -> tuple[str, ...]:
         levels = template.split("/")
         if any("{" in level and not re.fullmatch(r"\{[a-z_]+\}", level) for level in levels):
             raise ValueError(f"templates whose names are whole levels; in {template!r} one is not")
+        if set(template) & set("+#\x00"):
+            raise ValueError(f"templates with names in place of + and #; {template!r} holds one")
         for names in _SAME_PART:
             if sum(levels.count(name) for name in names) > 1:
                 raise ValueError(f"templates with {' or '.join(names)} once; {template!r} has more")

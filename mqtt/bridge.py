@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -42,7 +42,7 @@ class BridgeOptions:
     bridge tells of itself, or empty. `reserved`: streams that are not for readings.
     """
 
-    redis_url: str
+    redis_url: str = field(repr=False)
     mqtt: MqttOptions
     filters: tuple[str, ...]
     filters_chosen: bool

@@ -38,6 +38,9 @@ def overlapping(filters: Sequence[str]) -> Sequence[tuple[str, str]]:
 
 def _meet(one: str, other: str) -> bool:
     first, second = one.split("/"), other.split("/")
+    heads = first[0], second[0]
+    if any(head.startswith("$") for head in heads) and any(head in ("+", "#") for head in heads):
+        return False  # a leading wildcard leaves out what begins with $ (MQTT 4.7.2)
     for mine, theirs in zip(first, second, strict=False):
         if "#" in (mine, theirs):
             return True

@@ -70,7 +70,8 @@ class Intake:
 
     A connection that breaks voids the message ids. Where the session goes on, the broker sends again
     what was not acknowledged: what is still in hand here is recognised by its id and its content, and
-    is not taken in twice. Where the session is lost, what is in hand still goes to Redis.
+    is not taken in twice. So is what an impatient broker repeats on the same connection. Where the
+    session is lost, what is in hand still goes to Redis.
 
     `acknowledge` is called with the client and the id, under the lock: so never after its connection.
     """
@@ -95,7 +96,7 @@ class Intake:
         self._last_us = 0
         self._open = True
         self._connection = _Connection()
-        self._in_hand: dict[int, Message] = {}  # of connections that broke: packet id to message
+        self._in_hand: dict[int, Message] = {}  # not acknowledged, by id; also of connections before
         self.overflowed = False  # a message was neither taken nor acknowledged; the broker has it
 
     # paho's thread
@@ -103,7 +104,6 @@ class Intake:
     def connected(self, client: object, *, resumed: bool) -> None:
         """A connection is there. `resumed`: in the session of the one before."""
         with self._lock:
-            self._void()
             if not resumed:
                 self._in_hand.clear()
             self._connection = _Connection(client, self._connection.era + 1, up=True)
@@ -111,7 +111,9 @@ class Intake:
     def lost(self) -> None:
         """No acknowledgement can be sent any more."""
         with self._lock:
-            self._void()
+            self._connection.up = False
+            self._connection.client = None
+            self._connection.owed.clear()  # it stays in hand, for when the broker sends it again
 
     def put(self, topic: str, payload: bytes, packet: int, *, repeated: bool, urgent: bool) -> None:
         """A message has come. `repeated`: the broker says that it has sent it before."""
@@ -120,10 +122,11 @@ class Intake:
             if not self._open or not (self._connection.up or not packet):
                 return  # not acknowledged: the broker keeps it
             if packet:
-                known = self._in_hand.pop(packet, None)
+                known = self._in_hand.get(packet)
                 if repeated and known and known.identity == identity:
                     self._owe_again(known)
                     return
+                self._in_hand.pop(packet, None)  # the broker means another message by this id now
             message = Message(topic, payload, packet, self._moment(), self._connection.era, identity)
             queue = self._statuses if urgent else self._readings
             if self._has_room(message, queue):
@@ -132,10 +135,12 @@ class Intake:
     def pass_over(self, packet: int) -> None:
         """A message that is not wanted: acknowledged in its turn."""
         with self._lock:
-            if packet and self._open and self._connection.up:
-                self._in_hand.pop(packet, None)
-                self._connection.owed.append(Message("", b"", packet, 0, self._connection.era, b"", True))
-                self._settle()
+            connection = self._connection
+            if packet and self._open and connection.up:
+                known = self._in_hand.get(packet)
+                if not (known and known.era == connection.era):  # else it is owed already
+                    self._owe(Message("", b"", packet, 0, connection.era, b"", done=True))
+                    self._settle()
 
     # The bridge's thread
 
@@ -200,24 +205,30 @@ class Intake:
 
     def _keep(self, message: Message, queue: deque[Message]) -> None:
         if message.packet:
-            self._connection.owed.append(message)
+            self._owe(message)
         queue.append(message)
         self._size += message.size
         if self._waiting() == 1 or self._waiting() % 64 == 0:  # a lingering taker wants to know of more
             self._filled.notify()
 
-    def _owe_again(self, message: Message) -> None:
-        self._stats.messages_recognised += 1
-        message.era = self._connection.era
+    def _owe(self, message: Message) -> None:
         self._connection.owed.append(message)
-        self._settle()
+        self._in_hand[message.packet] = message
+
+    def _owe_again(self, message: Message) -> None:
+        """Once a connection: a second acknowledgement would hit the next message under this id."""
+        self._stats.messages_recognised += 1
+        if message.era != self._connection.era:
+            message.era = self._connection.era
+            self._owe(message)
+            self._settle()
 
     def _has_room(self, message: Message, queue: deque[Message]) -> bool:
         """Whether it may go in: makes room, or does what is to be done where there is none."""
         bounds = self._bounds
         while len(queue) >= bounds.count or (self._size + message.size > bounds.size and self._waiting()):
-            if bounds.when_full is WhenFull.DROP_OLDEST and queue:
-                oldest = queue.popleft()
+            if bounds.when_full is WhenFull.DROP_OLDEST:
+                oldest = (queue or self._readings or self._statuses).popleft()
                 self._size -= oldest.size
                 oldest.done, oldest.payload = True, b""
                 self._stats.messages_dropped += 1
@@ -229,19 +240,10 @@ class Intake:
             self._stats.messages_dropped += 1  # QoS 0 cannot be kept by the broker
             if message.packet:
                 message.done, message.payload = True, b""
-                self._connection.owed.append(message)
+                self._owe(message)
                 self._settle()
             return False
         return True
-
-    def _void(self) -> None:
-        """The connection is gone: remember what it owed, for when the broker sends it again."""
-        connection = self._connection
-        connection.up = False
-        connection.client = None
-        for message in connection.owed:
-            self._in_hand[message.packet] = message
-        connection.owed.clear()
 
     def _settle(self) -> None:
         """Acknowledge from the front, as far as Redis has confirmed."""
@@ -249,5 +251,7 @@ class Intake:
         owed = connection.owed
         while owed and owed[0].done:
             message = owed.popleft()
+            if self._in_hand.get(message.packet) is message:
+                del self._in_hand[message.packet]
             self._acknowledge(connection.client, message.packet)
             self._stats.messages_acknowledged += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zlib import crc32
 
@@ -20,6 +21,8 @@ from setting_types import Layout
 
 _CACHED = 200_000
 _LONGEST_CACHED = 512
+_MICROSECONDS_FROM = 10**14  # fewer would be read as milliseconds, or as seconds: see `values.timestamp`
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Addition(NamedTuple):
@@ -70,7 +73,8 @@ class Composer:
     """Messages to additions, in the layout that is set.
 
     In the layout *series*, a message that cannot be told as plain readings goes into a shard as it is:
-    one with a member that workers would reject, a status, names that a stream's key cannot hold. So
+    one with a member that workers would reject, a status, names that a stream's key cannot hold, a text
+    that would not fit into an entry. So
     workers see the original bytes of whatever is not in order. `reserved`: streams that are not for
     readings. What a flat entry cannot carry, the owner, is left out.
     """
@@ -88,7 +92,7 @@ class Composer:
         route = self._router.route(message.topic)
         topic = message.topic.encode()
         identity = message.identity.hex().encode()
-        arrived = b"%d" % message.arrived_us
+        arrived = _moment(message.arrived_us)
         fields = (b"topic", topic, b"payload", message.payload, b"timestamp", arrived, b"mid", identity)
         if self._parser and route.matched and not route.status:
             parsed = self._parser.parse(Entry(route.stream, b"0-0", fields), message.arrived_us)
@@ -101,10 +105,15 @@ class Composer:
         stream = self._key(reading.device_id, reading.sensor_type)
         if stream is None:
             return None
-        value = json.dumps(reading.value_text) if reading.value is None else repr(reading.value)
-        fields = [b"value", value.encode(), b"timestamp", b"%d" % reading.timestamp_us, b"mid", identity]
+        if reading.value is None:
+            value = json.dumps(reading.value_text, ensure_ascii=False)
+        else:
+            value = repr(reading.value)
+        fields = [b"value", value.encode(), b"timestamp", _moment(reading.timestamp_us), b"mid", identity]
         if reading.metadata is not None:
             fields += [b"metadata", reading.metadata]
+        if sum(map(len, fields)) > self._limits.max_entry_bytes:
+            return None
         return Addition(stream, fields)
 
     def _key(self, device: str, sensor: str) -> bytes | None:
@@ -119,3 +128,10 @@ class Composer:
                 same = False
             self._keys[device, sensor] = key if same and key not in self._reserved else None
         return self._keys[device, sensor]
+
+
+def _moment(micros: int) -> bytes:
+    """A time as workers read it: also one of a clock that was never set."""
+    if micros >= _MICROSECONDS_FROM:
+        return b"%d" % micros
+    return (_EPOCH + timedelta(microseconds=micros)).isoformat().encode()

@@ -3,16 +3,60 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
 import config
+import wiring
 from config import ConfigError, Settings
+from mqtt.filters import filters_of
+from mqtt.intake import Bounds
+from mqtt.options import Session, Will
+from setting_types import Layout, WhenFull
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 URL = "postgresql://me:hunter2@db.example:5432/iot"
 DOCUMENTED = re.compile(r"^(?:# )?([A-Z][A-Z_]+)=(.*)$", re.MULTILINE)
+
+
+WRONG_FOR_A_BRIDGE = [
+    ("BRIDGE_NAME", "x" * 201, "at most 200"),
+    ("BRIDGE_TOPICS", "a,b#", "# the last one; 'b#' is none"),
+    ("BRIDGE_TOPICS", "a/#/b", "'a/#/b' is none"),
+    ("BRIDGE_TOPICS", "a+/b", "whole levels"),
+    ("BRIDGE_TOPICS", "$share/g/a", "BRIDGE_SHARE"),
+    ("BRIDGE_TOPICS", "x" * 65_001, "topic filters"),
+    ("BRIDGE_SHARE", "a/b", "a name without /, + and #"),
+    ("BRIDGE_SHARE", "a+", "a name without /, + and #"),
+    ("BRIDGE_SHARE", "#", "a name without /, + and #"),
+    ("BRIDGE_SHARE", "x" * 201, "at most 200"),
+    ("BRIDGE_SESSION_EXPIRY_SEC", "59", "greater than or equal to 60"),
+    ("BRIDGE_SESSION_EXPIRY_SEC", "4294967296", "less than or equal to 4294967295"),
+    ("BRIDGE_SESSION_EXPIRY_SEC", "a week", "valid integer"),
+    ("BRIDGE_STATUS_TOPIC", "bridges/+", "without wildcards"),
+    ("BRIDGE_STATUS_TOPIC", "bridges\tx", "without wildcards"),
+    ("BRIDGE_STATUS_TOPIC", "x" * 501, "at most 500"),
+    ("BRIDGE_LAYOUT", "device", "'shards' or 'series'"),
+    ("BRIDGE_SHARDS", "0", "greater than or equal to 1"),
+    ("BRIDGE_SHARDS", "1025", "less than or equal to 1024"),
+    ("BRIDGE_MAXLEN", "-1", "greater than or equal to 0"),
+    ("BRIDGE_MAXLEN", "1e6", "valid integer"),
+    ("BRIDGE_BATCH_SIZE", "0", "greater than or equal to 1"),
+    ("BRIDGE_BATCH_SIZE", "10001", "less than or equal to 10000"),
+    ("BRIDGE_BATCH_MS", "-1", "greater than or equal to 0"),
+    ("BRIDGE_BATCH_MS", "1001", "less than or equal to 1000"),
+    ("BRIDGE_BATCH_MS", "nan", "finite number"),
+    ("BRIDGE_QUEUE_SIZE", "0", "greater than or equal to 1"),
+    ("BRIDGE_QUEUE_SIZE", "10000001", "less than or equal to 10000000"),
+    ("BRIDGE_QUEUE_BYTES", "65535", "greater than or equal to 65536"),
+    ("BRIDGE_QUEUE_BYTES", "64MB", "valid integer"),
+    ("BRIDGE_WHEN_FULL", "drop", "'stop', 'drop_oldest' or 'drop_newest'"),
+    ("BRIDGE_UNMATCHED", "drop", "'count' or 'dead_letter'"),
+    ("BRIDGE_RETAINED", "perhaps", "boolean"),
+    ("MQTT_PROTOCOL", "3", "'3.1.1' or '5'"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +120,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("ALERT_TOPIC", "alerts/{place_id", "{place_id}"),
         ("ALERT_TOPIC", "alerts\tx", "without wildcards"),
         ("ALERT_TOPIC", "x" * 501, "at most 500"),
+        ("TOPIC_TEMPLATES", "a/#/{device_id}", "in place of + and #"),
+        ("STATUS_TEMPLATES", "+/{device_id}/status", "in place of + and #"),
+        *WRONG_FOR_A_BRIDGE,
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_with_name_value_and_remedy(
@@ -276,3 +323,71 @@ def test_env_example_explains_every_setting() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description
         assert " ".join(field.description.split()) in text, name
+
+
+@pytest.mark.parametrize(("name", "value", "takes"), WRONG_FOR_A_BRIDGE)
+def test_a_bridge_refuses_a_wrong_value_in_one_line_without_asking_for_a_database(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, takes: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        config.load_edge()
+    message = str(caught.value)
+    assert message.startswith(f"{name} is {value!r}; it takes ")
+    assert takes in message
+    assert "\n" not in message
+
+
+def test_a_bridge_without_a_broker_says_what_to_set() -> None:
+    with pytest.raises(ConfigError) as caught:
+        wiring.bridge_options(config.load_edge())
+    assert str(caught.value) == (
+        "MQTT_URL is not set; it takes an address such as mqtt://user:password@host:1883"
+    )
+
+
+def test_the_settings_of_a_bridge_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "MQTT_URL": "mqtt://u:hunter2@b",
+        "MQTT_PROTOCOL": "3.1.1",
+        "REDIS_URL": "redis://:hunter2@r/0",
+        "BRIDGE_NAME": "east",
+        "BRIDGE_TOPICS": "a/#, b/+",
+        "BRIDGE_SHARE": "all",
+        "BRIDGE_SESSION_EXPIRY_SEC": "3600",
+        "BRIDGE_STATUS_TOPIC": "bridges/east",
+        "BRIDGE_LAYOUT": "Series",
+        "BRIDGE_SHARDS": "4",
+        "BRIDGE_MAXLEN": "1000",
+        "BRIDGE_BATCH_SIZE": "50",
+        "BRIDGE_BATCH_MS": "5",
+        "BRIDGE_QUEUE_SIZE": "70000",
+        "BRIDGE_QUEUE_BYTES": "100000",
+        "BRIDGE_WHEN_FULL": "drop_newest",
+        "BRIDGE_UNMATCHED": "dead_letter",
+        "BRIDGE_RETAINED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    options = wiring.bridge_options(config.load_edge())
+    assert (options.mqtt.client_id, options.mqtt.version_5) == ("east", False)
+    assert options.mqtt.session == Session(expiry_sec=3600, receive_maximum=65_535)
+    assert options.mqtt.will == Will(topic="bridges/east", payload=b"offline")
+    assert (options.filters, options.share) == (("a/#", "b/+"), "all")
+    assert (options.layout, options.shards, options.maxlen) == (Layout.SERIES, 4, 1000)
+    assert (options.batch_size, options.linger_sec) == (50, 0.005)
+    assert options.bounds == Bounds(count=70_000, size=100_000, when_full=WhenFull.DROP_NEWEST)
+    assert options.hand_on_unmatched
+    assert options.take_retained
+    assert options.status_topic == "bridges/east"
+    assert options.reserved == ("mqtt_stream:failed", *EVENT_STREAMS.values())
+    assert "hunter2" not in repr(options)
+
+
+def test_a_bridge_keeps_its_name_over_a_restart_and_subscribes_to_what_the_templates_match() -> None:
+    settings = config.load_edge(mqtt_url="mqtt://b", bridge_queue_size=10)
+    options = wiring.bridge_options(settings)
+    assert options.mqtt.client_id == f"sluice-bridge-{socket.gethostname()}"
+    assert options.filters == filters_of((*settings.topic_templates, *settings.status_templates))
+    assert options.mqtt.will is None
+    assert options.mqtt.session == Session(expiry_sec=604_800, receive_maximum=10)
+    assert options.bounds.when_full is WhenFull.STOP
