@@ -21,6 +21,7 @@ TEND_SEC = 0.5
 TOLD_SEC = 10.0  # between two words on how far it is
 LOST_SEC = 5.0  # QoS 0: what has not left after this long never will
 _LOOK_SEC = 0.05
+_NAP_SEC = 0.001  # shorter rests cost more than they hold back: what is due meanwhile goes together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +131,7 @@ class Simulator:
             if self._over():
                 return False
             if early > 0:
-                self._look(min(early, _LOOK_SEC), wake=False)
+                self._look(min(max(early, _NAP_SEC), _LOOK_SEC), wake=False)
             else:
                 self._look(_LOOK_SEC)
         if self._link.acknowledged or self._clock() >= self._next_tend:

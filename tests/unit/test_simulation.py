@@ -29,7 +29,14 @@ from tests.support import ROOT
 
 START_US = 1_767_323_045_000_000
 SETTINGS = config.load_edge()
-TEMPLATES = tuple(dict.fromkeys(SETTINGS.topic_templates))
+# Of the defaults, those that are nobody's own format.
+TEMPLATES = (
+    "pico/{sensor_type}/{device_id}",
+    "placebrain/{place_id}/devices/{device_id}/telemetry",
+    "{user_id}/{device_code}/feeds/{feed_key}",
+    "sensors/{device_id}/{sensor_type}",
+    "devices/{device_id}/telemetry",
+)
 STATUS = "devices/{device_id}/status"
 ROWS = [(("20.5", 20.5), ("438", 438.0)), (("21", 21.0), ("0.0031", 0.0031)), (("-3.5", -3.5), ("0", 0.0))]
 EVERYTHING = Scenario(
@@ -70,6 +77,7 @@ def read(parser: Parser, message: Message) -> Parsed:
 
 @pytest.fixture(scope="module")
 def parser() -> Parser:
+    assert set(TEMPLATES) <= set(SETTINGS.topic_templates)
     return Parser(wiring.limits(SETTINGS))
 
 
