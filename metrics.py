@@ -50,6 +50,7 @@ class BridgeStats:
     messages_added: int = 0  # messages that Redis has confirmed
     messages_acknowledged: int = 0  # messages acknowledged to the broker (QoS 1)
     messages_recognised: int = 0  # repeats of messages that were still in hand: taken once
+    messages_copied: int = 0  # copies that the broker sent because several filters match: passed over
     messages_retained: int = 0  # retained messages passed over
     messages_unmatched: int = 0  # messages whose topic no template matches
     messages_dropped: int = 0  # messages lost because the queue was full, as BRIDGE_WHEN_FULL asks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import redis
@@ -20,8 +20,18 @@ class StreamWriter:
     A reply that is lost makes the same entries again: whoever reads them must tell by their contents.
     """
 
-    def __init__(self, client: redis.Redis, stop: StopFlag, stats: CountsErrors, maxlen: int = 0) -> None:
-        """`maxlen`: cut streams to about this length, read or not; 0: never."""
+    def __init__(
+        self,
+        client: redis.Redis,
+        stop: StopFlag,
+        stats: CountsErrors,
+        maxlen: int = 0,
+        on_outage: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`maxlen`: cut streams to about this length, read or not; 0: never. `on_outage` is called after
+        each attempt that failed.
+        """
+        self._on_outage = on_outage
         self._client = client
         self._stop = stop
         self._stats = stats
@@ -36,7 +46,11 @@ class StreamWriter:
         """
         self._left = entries
         if entries:
-            self._patience.call(self._attempt, self._client.connection_pool.disconnect, in_hand=True)
+            self._patience.call(self._attempt, self._failed, in_hand=True)
+
+    def _failed(self) -> None:
+        self._client.connection_pool.disconnect()
+        self._on_outage()
 
     def wait_for_server(self) -> None:
         """Return when Redis answers. Raises: `redis.AuthenticationError`, which no waiting mends."""
@@ -82,9 +96,14 @@ class StreamWriter:
         ]
         self._left = [entry for entry, _ in refused]
         if refused:
-            raise refused[0][1]
+            (stream, _), error = refused[0]
+            error.args = (f"{redis_client.message(error)} (stream {stream.decode(errors='replace')})",)
+            raise error
 
     @staticmethod
     def _is_world(error: BaseException) -> bool:
-        """A key that holds something else than a stream is somebody's to mend, and waited for too."""
-        return redis_client.is_world(error) or redis_client.is_wrong_type(error)
+        """A key that holds something else than a stream, and a user that may not add to one, are somebody's
+        to mend, and waited for too.
+        """
+        mendable = isinstance(error, redis.exceptions.NoPermissionError)
+        return mendable or redis_client.is_world(error) or redis_client.is_wrong_type(error)

@@ -12,11 +12,13 @@ from mqtt.alerts import AlertPublisher, PublisherOptions
 from mqtt.bridge import BridgeOptions
 from mqtt.filters import filters_of
 from mqtt.intake import Bounds
+from mqtt.layout import shard_names
 from mqtt.options import MqttOptions, Session, Will
 from parse import Limits
 from redis_reader import ReaderOptions
 from schema import EventKind
 from setting_types import MqttProtocol, UnknownSeries, Unmatched
+from stream_glob import compiled
 
 # What the streams of `Settings.event_streams` hold, in their order.
 _EVENT_KINDS = (
@@ -91,8 +93,15 @@ def mqtt_options(settings: EdgeSettings, client_id: str) -> MqttOptions:
 
 
 def bridge_options(settings: EdgeSettings) -> BridgeOptions:
-    """Raises: `ConfigError` where no broker is set."""
+    """Raises: `ConfigError` where no broker is set, or workers would not read what a bridge writes."""
     mqtt = mqtt_options(settings, settings.bridge_name)
+    read = compiled(settings.stream_pattern)
+    for name in shard_names(limits(settings), settings.bridge_shards):
+        if not read.fullmatch(name) or name in (settings.dead_letter_stream, *settings.event_streams()):
+            raise ConfigError(
+                f"STREAM_PATTERN is {settings.stream_pattern!r}, by which no worker reads {name!r}, where "
+                "a bridge puts messages; it takes a pattern such as 'mqtt_stream:*'"
+            )
     topic = settings.bridge_status_topic
     return BridgeOptions(
         redis_url=settings.redis_address(),
@@ -103,6 +112,7 @@ def bridge_options(settings: EdgeSettings) -> BridgeOptions:
                 receive_maximum=min(65_535, settings.bridge_queue_size),
             ),
             will=Will(topic=topic, payload=b"offline") if topic else None,
+            refused_remedy="check BRIDGE_STATUS_TOPIC and what the broker allows this user",
         ),
         filters=settings.bridge_topics
         or filters_of((*settings.topic_templates, *settings.status_templates)),
@@ -123,6 +133,7 @@ def bridge_options(settings: EdgeSettings) -> BridgeOptions:
         take_retained=settings.bridge_retained,
         status_topic=topic,
         reserved=(settings.dead_letter_stream, *settings.event_streams()),
+        shutdown_sec=settings.shutdown_timeout_sec,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -17,10 +17,11 @@ from paho.mqtt.reasoncodes import ReasonCode
 import redis_client
 from config import ConfigError
 from metrics import BridgeStats
-from mqtt.client import Link, Seldom
+from mqtt.carried import Carried
+from mqtt.client import Link
 from mqtt.filters import overlapping
 from mqtt.intake import Bounds, Intake, Message
-from mqtt.layout import Composer, Router
+from mqtt.layout import Addition, Composer, Router
 from mqtt.options import MqttOptions
 from mqtt.subscriptions import Subscriptions
 from parse import Limits
@@ -30,6 +31,7 @@ from stream_writer import StreamWriter
 
 IDLE_SEC = 0.2  # how soon a stop is noticed while nothing comes
 BATCH_BYTES = 4_194_304
+MOST_ENTRIES = 2000  # in one pipeline
 REDIS_TIMEOUT_SEC = 10.0
 
 
@@ -58,6 +60,7 @@ class BridgeOptions:
     take_retained: bool = False
     status_topic: str = ""
     reserved: tuple[str, ...] = ()
+    shutdown_sec: float = 30.0
 
 
 class Bridge:
@@ -83,21 +86,21 @@ class Bridge:
         self._router = Router(options.limits, options.shards)
         self._composer = Composer(options.layout, options.limits, self._router, options.reserved)
         self._intake = Intake(options.bounds, self._stats, now_us=now_us, acknowledge=_acknowledge)
-        self._client = redis_client.connect(
-            options.redis_url, REDIS_TIMEOUT_SEC, name=options.mqtt.client_id
+        # The last attempt begins when three quarters of the time to stop are used up (`StopFlag.overdue`).
+        timeout = min(REDIS_TIMEOUT_SEC, max(1.0, 0.15 * options.shutdown_sec))
+        self._goodbye_sec = min(2.0, 0.05 * options.shutdown_sec)
+        self._client = redis_client.connect(options.redis_url, timeout, name=options.mqtt.client_id)
+        self._writer = StreamWriter(
+            self._client, stop, self._stats, options.maxlen, on_outage=self._tend_link
         )
-        self._writer = StreamWriter(self._client, stop, self._stats, options.maxlen)
         self._link = Link(options.mqtt, lambda: None, clock, self)
         self._subscriptions = Subscriptions(
             options.mqtt, options.filters, options.share, self._link.complain
         )
-        self._seldom = Seldom(clock)
-        self._told = BridgeStats()  # what the log has told of
+        self._carried = Carried(self._stats, clock)
         self._told_granted = False
-        self._next_word = 0.0
         self._away = False  # left the broker until the queue has room again
         self._running = False
-        self._example = ""  # a topic that no template matches
 
     def run(self) -> None:
         """The promise, in order: added, confirmed, acknowledged."""
@@ -110,10 +113,12 @@ class Bridge:
                     options.batch_size, BATCH_BYTES, IDLE_SEC, linger=options.linger_sec
                 )
                 if batch:
-                    entries = [entry for message in batch for entry in self._composer.compose(message)]
-                    self._writer.add(entries)  # returns when Redis has confirmed all
+                    for entries in self._composed(batch):
+                        self._writer.add(entries)  # returns when Redis has confirmed all
+                        self._stats.entries_added += len(entries)
                     self._intake.added(batch)  # acknowledges
-                    self._count(batch, len(entries))
+                    self._stats.messages_added += len(batch)
+                    self._stats.batches_processed += 1
         except Stopping as stopping:
             structlog.get_logger().warning(
                 "stopped_in_outage", left="unacknowledged", error=describe(stopping)
@@ -186,16 +191,19 @@ class Bridge:
         self._intake.close()
         return not self._intake.waiting()
 
+    def _composed(self, batch: Sequence[Message]) -> Iterator[Sequence[Addition]]:
+        """What the messages become, in parts: one message may be a thousand entries."""
+        part: list[Addition] = []
+        for message in batch:
+            part += self._composer.compose(message)
+            if len(part) >= MOST_ENTRIES:
+                yield part
+                part = []
+        if part:
+            yield part
+
     def _tend(self) -> None:
-        self._link.tend()
-        if self._intake.overflowed and not self._away:
-            # What was passed over comes again only on a new connection.
-            self._link.hang_up()
-            self._away = True
-            self._warn("bridge_queue_full", "acknowledges nothing; waits for Redis, off the broker")
-        if self._away and self._intake.relieved():
-            self._away = self._intake.overflowed = False
-            self._link.call_again()
+        self._tend_link()
         subscriptions = self._subscriptions
         if subscriptions.granted != self._told_granted:
             self._told_granted = subscriptions.granted
@@ -204,50 +212,31 @@ class Bridge:
         if subscriptions.former and subscriptions.former_gone:
             self._writer.forget_filters(self._options.mqtt.client_id, subscriptions.former)
             subscriptions.former = frozenset()
-        if self._clock() >= self._next_word:
-            self._tell()
+        self._carried.tell(self._intake.waiting())
 
-    def _tell(self) -> None:
-        """What was carried, dropped or not understood since: once a second at most."""
-        self._next_word = self._clock() + 1.0
-        stats, told = self._stats, self._told
-        log = structlog.get_logger()
-        if stats.messages_added != told.messages_added:
-            log.info(
-                "bridged",
-                messages=stats.messages_added - told.messages_added,
-                entries=stats.entries_added - told.entries_added,
-                batches=stats.batches_processed - told.batches_processed,
-                waiting=self._intake.waiting(),
-            )
-            told.messages_added, told.entries_added = stats.messages_added, stats.entries_added
-            told.batches_processed = stats.batches_processed
-        if stats.messages_dropped != told.messages_dropped:
-            log.warning("bridge_dropped", messages=stats.messages_dropped - told.messages_dropped)
-            told.messages_dropped = stats.messages_dropped
-        if stats.messages_unmatched != told.messages_unmatched and self._seldom.may_say("unmatched"):
-            log.warning(
-                "bridge_unmatched",
-                messages=stats.messages_unmatched - told.messages_unmatched,
-                topic=self._example[:200],
-                remedy="give TOPIC_TEMPLATES a template for it, or narrow BRIDGE_TOPICS",
-            )
-            told.messages_unmatched = stats.messages_unmatched
-
-    def _count(self, batch: Sequence[Message], entries: int) -> None:
-        self._stats.messages_added += len(batch)
-        self._stats.entries_added += entries
-        self._stats.batches_processed += 1
+    def _tend_link(self) -> None:
+        """What the broker needs, also while Redis is away."""
+        self._link.tend()
+        self._link.acknowledged.clear()  # of the bridge's own status, which nobody waits for
+        if self._intake.overflowed and not self._away:
+            # What was passed over comes again only on a new connection.
+            self._link.hang_up()
+            self._away = True
+            waits = "acknowledges nothing; waits for Redis, off the broker"
+            self._carried.warn("bridge_queue_full", waits, self._intake.waiting())
+        if self._away and self._intake.relieved():
+            self._away = self._intake.overflowed = False
+            self._link.call_again()
 
     def _close(self) -> None:
         """Say good-bye; the session stays at the broker, with what was not acknowledged."""
         self._intake.close()
         if self._options.status_topic and self._link.connected:
             told = self._link.client.publish(self._options.status_topic, b"offline", qos=1, retain=True)
-            self._wait(told.is_published, 1.0)
-        self._link.stop(2.0)
+            self._wait(told.is_published, self._goodbye_sec / 2)
+        self._link.stop(self._goodbye_sec)
         self._link.tend()
-        self._tell()
+        self._carried.tell(self._intake.waiting(), last=True)
         self._client.close()
         self._running = False
         structlog.get_logger().info("bridge_stopped", **self._stats.as_dict())
@@ -256,10 +245,6 @@ class Bridge:
         ends = self._clock() + seconds
         while not condition() and self._clock() < ends:
             self._stop.wait(0.0)
-
-    def _warn(self, event: str, what: str) -> None:
-        if self._seldom.may_say(event):
-            structlog.get_logger().warning(event, what=what, waiting=self._intake.waiting())
 
     def _reaches_redis(self) -> bool:
         try:
@@ -281,33 +266,45 @@ class Bridge:
         self._intake.lost()
 
     def on_subscribe(
-        self, _client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
+        self, _client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any
     ) -> None:
-        self._subscriptions.answered(reasons)
+        self._subscriptions.answered(mid, reasons)
 
     def on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        self._stats.messages_received += 1
+        stats = self._stats
+        stats.messages_received += 1
         packet = message.mid if message.qos else 0
         try:
             topic = message.topic
         except UnicodeDecodeError:  # which no broker should let through
-            self._stats.messages_unmatched += 1
-            self._intake.pass_over(packet)
+            stats.messages_unmatched += 1
+            self._intake.pass_over(packet, message.qos)
             return
         route = self._router.route(topic)
-        if message.retain and not (route.status or self._options.take_retained):
-            self._stats.messages_retained += 1
-            self._intake.pass_over(packet)
-            return
-        if not route.matched:
-            self._stats.messages_unmatched += 1
-            self._example = topic
-            if not self._options.hand_on_unmatched:
-                self._intake.pass_over(packet)
-                return
-        self._intake.put(topic, bytes(message.payload), packet, repeated=message.dup, urgent=route.status)
+        wanted = True
+        if self._subscriptions.is_copy(topic, message.properties):
+            stats.messages_copied += 1
+            wanted = False
+        elif message.retain and not (route.status or self._options.take_retained):
+            stats.messages_retained += 1
+            wanted = False
+        elif not route.matched:
+            stats.messages_unmatched += 1
+            self._carried.example = topic
+            wanted = self._options.hand_on_unmatched
+        if wanted:
+            self._intake.put(
+                topic,
+                bytes(message.payload),
+                packet,
+                repeated=message.dup,
+                urgent=route.status,
+                qos=message.qos,
+            )
+        else:
+            self._intake.pass_over(packet, message.qos)
 
 
-def _acknowledge(client: object, packet: int) -> None:
+def _acknowledge(client: object, packet: int, qos: int) -> None:
     if isinstance(client, paho.Client):
-        client.ack(packet, 1)
+        client.ack(packet, qos)

@@ -7,26 +7,29 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
-import structlog
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.exception import MQTTException
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from mqtt.notes import Notes
 from mqtt.options import MqttOptions
-from retry import FIRST_REPEAT_SEC, LONGEST_REPEAT_SEC, describe
+from retry import describe
 
 KEEPALIVE_SEC = 20  # a broker that is frozen is noticed within twice this time
+LAST_WORD_SEC = 1.0
+SOON_SEC = 5.0
+OFTEN = 3
 SHORTEST_PAUSE_SEC = 1
+_NOBODYS = "sluice/nothing"  # a filter that is not subscribed to, to be answered
 LONGEST_PAUSE_SEC = 30
 _RECEIVE_MAXIMUM = 65_535  # where the broker names none (MQTT 5, 3.2.2.3.3)
-_REASONS = 50  # kept to tell repeats; there are fewer, but a message may hold something that changes
 
-_LOSSES = ("mqtt_disconnected", "mqtt_refused", "mqtt_unreachable")
 
 _REMEDIES = {
     "Not authorized": "check MQTT_USERNAME and MQTT_PASSWORD, and what the broker allows this user",
@@ -37,26 +40,6 @@ _REMEDIES = {
     "Session taken over": "give each process a name of its own: BRIDGE_NAME, CONSUMER_NAME, MQTT_CLIENT_ID",
     "Banned": "the broker has banned this client: ask whoever runs it",
 }
-
-
-class Seldom:
-    """Lets the same words through at once, and then at growing intervals: 10 s, doubled up to 10 min."""
-
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
-        self._said: dict[str, tuple[float, float]] = {}  # words: when they may be said again, interval
-
-    def may_say(self, words: str) -> bool:
-        now = self._clock()
-        again, interval = self._said.get(words, (now, 0.0))
-        if now < again:
-            return False
-        calm = now - again > interval  # silent for longer than they were kept back: they are news again
-        interval = FIRST_REPEAT_SEC if calm or not interval else min(2 * interval, LONGEST_REPEAT_SEC)
-        if len(self._said) >= _REASONS:
-            self._said.clear()
-        self._said[words] = (now + interval, interval)
-        return True
 
 
 class Listener(Protocol):
@@ -113,12 +96,13 @@ class Link:
         self._listener = listener
         self._on_change = on_change
         self._clock = clock
-        self._seldom = Seldom(clock)
-        self._notes: deque[tuple[str, str, str]] = deque(maxlen=_REASONS)  # event, reason, remedy
-        self._told_up = False
+        self._notes = Notes(clock)
         self._next_client = 0.0
         self.acknowledged: deque[tuple[int, bool]] = deque()
         self.connected = False
+        self._away = False  # left on purpose: whatever still connects is not wanted
+        self._connected_at = -inf
+        self._short = 0  # connections in a row that ended soon
         self.generation = 0
         self.receive_maximum = _RECEIVE_MAXIMUM
         self.client = self._made()
@@ -141,32 +125,30 @@ class Link:
                 self._next_client = self._clock() + LONGEST_PAUSE_SEC
                 self._note("mqtt_refused", describe(failure), "check that MQTT_URL names an MQTT broker")
                 self._replace()
-        while self._notes:
-            event, reason, remedy = self._notes.popleft()
-            if self._worth_saying(event, reason):
-                _log(event, reason, remedy)
-
-    def _worth_saying(self, event: str, reason: str) -> bool:
-        """A loss at growing intervals, and a return after each loss that was told."""
-        if event == "mqtt_connected":
-            worth, self._told_up = not self._told_up, True
-            return worth
-        worth = self._seldom.may_say(f"{event} {reason}")
-        if worth and event in _LOSSES:
-            self._told_up = False
-        return worth
+        self._notes.tell()
 
     def hang_up(self) -> None:
-        """Leave the broker for a while, with a good-bye: `call_again` comes back."""
+        """Leave the broker for a while, with a good-bye: `call_again` comes back. Takes up to 1 s."""
+        self._await_broker(LAST_WORD_SEC)
         self._lost()
-        self.client.on_connect = None
-        self.client.on_message = None
-        self.client.on_disconnect = None
-        self.client.disconnect()
+        client, self._away = self.client, True
+        client.disconnect()
 
     def call_again(self) -> None:
         """Connect after `hang_up`."""
+        self._away = False
         self._replace()
+
+    def _await_broker(self, timeout: float) -> None:
+        """Wait until the broker has read all that was sent, acknowledgements too: it answers in order.
+
+        Closing at once, with something unread, makes the kernel throw away what is on its way.
+        """
+        if self._listener and self.connected:
+            answered = threading.Event()
+            self.client.on_unsubscribe = lambda *_: answered.set()
+            self.client.unsubscribe(_NOBODYS)
+            answered.wait(timeout)
 
     def _replace(self) -> None:
         self.client = self._made()
@@ -188,13 +170,15 @@ class Link:
 
     def stop(self, timeout: float) -> None:
         """Say good-bye to the broker and end paho's thread. Returns in `timeout` seconds at the latest."""
-        self.connected = False  # so that this end of the connection is not told as a loss
+        began = self._clock()
+        self._await_broker(min(LAST_WORD_SEC, timeout / 2))
+        self.connected, self._away = False, True  # so that this end of the connection is not told as a loss
         self.client.disconnect()
         self.drop()
         # paho's own stop waits for its thread without any limit, and that for a broker that is frozen.
         ending = threading.Thread(target=self.client.loop_stop, daemon=True)
         ending.start()
-        ending.join(max(0.0, timeout))
+        ending.join(max(0.0, began + timeout - self._clock()))
 
     def _made(self) -> _Client:
         options = self._options
@@ -213,7 +197,7 @@ class Link:
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         if self._listener:
-            client.on_message = self._listener.on_message
+            client.on_message = self._on_message
             client.on_subscribe = self._listener.on_subscribe
         return client
 
@@ -230,12 +214,22 @@ class Link:
         if reason.is_failure:
             words = str(reason)
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
+        elif self._stale(client):
+            client.disconnect()  # it was connecting when it was replaced, and nobody listens to it
         else:
+            self._connected_at = self._clock()
             self.receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
             if self._listener:
                 self._listener.connected(client, flags.session_present, properties)
             self.connected = True
             self._note("mqtt_connected", "", "")
+
+    def _on_message(self, client: paho.Client, data: Any, message: paho.MQTTMessage) -> None:
+        if self._listener and not self._stale(client):
+            self._listener.on_message(client, data, message)
+
+    def _stale(self, client: paho.Client) -> bool:
+        return self._away or client is not self.client
 
     def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
         error = sys.exc_info()[1]  # paho calls this while it handles the error, which it does not pass on
@@ -247,18 +241,23 @@ class Link:
 
     def _on_disconnect(
         self,
-        _client: paho.Client,
+        client: paho.Client,
         _data: Any,
         flags: Any,
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        if self._stale(client):
+            return
         words = str(reason)
         if flags.is_disconnect_packet_from_server and words in _REMEDIES:
             self._note("mqtt_refused", words, _REMEDIES[words])
         if self.connected:
             self._lost()
-            self._note("mqtt_disconnected", words, "")
+            soon = self._clock() - self._connected_at < SOON_SEC
+            self._short = self._short + 1 if soon else 0
+            remedy = f"is another process connected as {self._options.client_id!r}? Names must be unique"
+            self._note("mqtt_disconnected", words, remedy if self._short >= OFTEN else "")
 
     def _on_publish(
         self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
@@ -269,11 +268,5 @@ class Link:
         self._on_change()
 
     def _note(self, event: str, reason: str, remedy: str) -> None:
-        self._notes.append((event, reason, remedy))
+        self._notes.add(event, reason, remedy)
         self._on_change()
-
-
-def _log(event: str, reason: str, remedy: str) -> None:
-    log = structlog.get_logger()
-    words = {name: text for name, text in (("reason", reason), ("remedy", remedy)) if text}
-    (log.info if event == "mqtt_connected" else log.warning)(event, **words)

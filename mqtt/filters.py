@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from paho.mqtt.client import topic_matches_sub
+
+_CACHED = 50_000
+
 
 def filters_of(templates: Sequence[str]) -> tuple[str, ...]:
     """The fewest filters for all that the templates match: each name becomes a `+`."""
@@ -48,3 +52,32 @@ def _meet(one: str, other: str) -> bool:
             return False
     longer = first if len(first) > len(second) else second
     return len(first) == len(second) or longer[min(len(first), len(second))] == "#"
+
+
+class Copies:
+    """Tells copies of a message that a broker sends once for each filter that matches (MQTT 5, 3.3.4).
+
+    `numbered`: the filters that share topics with others, by their place, and the subscription identifier
+    that each is asked for with. The first of them that matches a topic is the one that counts.
+    """
+
+    def __init__(self, filters: Sequence[str]) -> None:
+        shared = {one for pair in overlapping(filters) for one in pair}
+        self.numbered = {place: place + 1 for place, one in enumerate(filters) if one in shared}
+        self._filters = filters
+        self._counts: dict[str, int] = {}  # topic: the identifier that counts
+
+    def is_copy(self, topic: str, numbers: Sequence[int]) -> bool:
+        """`numbers`: the identifiers that the message carries. No copy where they are of unknown ones."""
+        counts = self._counts.get(topic)
+        if counts is None:
+            matching = (
+                number
+                for place, number in self.numbered.items()
+                if topic_matches_sub(self._filters[place], topic)
+            )
+            counts = next(matching, 0)
+            if len(self._counts) >= _CACHED:
+                self._counts.clear()
+            self._counts[topic] = counts
+        return counts > 0 and counts not in numbers

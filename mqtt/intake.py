@@ -21,8 +21,8 @@ class Message:
     """One message from its arrival to its acknowledgement.
 
     `identity` is made from topic and payload: the same message is the same, however often it comes.
-    `packet` is its id on the connection `era`; 0 for QoS 0, which nobody acknowledges. `arrived_us`:
-    microseconds since 1970, another one for each message.
+    `packet` is its id on the connection `era`; 0 for QoS 0, which nobody acknowledges. QoS 2 comes from
+    subscriptions that somebody else has made under this name. `arrived_us`: microseconds since 1970.
     """
 
     topic: str
@@ -31,6 +31,7 @@ class Message:
     arrived_us: int
     era: int
     identity: bytes
+    qos: int = 1
     done: bool = False
 
     @property
@@ -38,7 +39,8 @@ class Message:
         return len(self.topic) + len(self.payload) + OVERHEAD_BYTES
 
 
-OVERHEAD_BYTES = 600  # what a message weighs in memory besides its texts, measured with tracemalloc
+_SET_BACK_US = 1_000_000
+OVERHEAD_BYTES = 400  # what a message weighs in memory besides its texts: 356 by tracemalloc
 
 
 def identity_of(topic: str, payload: bytes) -> bytes:
@@ -73,7 +75,7 @@ class Intake:
     is not taken in twice. So is what an impatient broker repeats on the same connection. Where the
     session is lost, what is in hand still goes to Redis.
 
-    `acknowledge` is called with the client and the id, under the lock: so never after its connection.
+    `acknowledge` is called with the client, the id and the QoS, under the lock: never after its connection.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Intake:
         stats: BridgeStats,
         *,
         now_us: Callable[[], int],
-        acknowledge: Callable[[object, int], object],
+        acknowledge: Callable[[object, int, int], object],
     ) -> None:
         self._bounds = bounds
         self._stats = stats
@@ -107,6 +109,9 @@ class Intake:
             if not resumed:
                 self._in_hand.clear()
             self._connection = _Connection(client, self._connection.era + 1, up=True)
+            for message in list(self._in_hand.values()):
+                if message.qos == 2:  # the broker sends such a one only once
+                    self._owe_again(message)
 
     def lost(self) -> None:
         """No acknowledgement can be sent any more."""
@@ -115,7 +120,9 @@ class Intake:
             self._connection.client = None
             self._connection.owed.clear()  # it stays in hand, for when the broker sends it again
 
-    def put(self, topic: str, payload: bytes, packet: int, *, repeated: bool, urgent: bool) -> None:
+    def put(
+        self, topic: str, payload: bytes, packet: int, *, repeated: bool, urgent: bool, qos: int = 1
+    ) -> None:
         """A message has come. `repeated`: the broker says that it has sent it before."""
         identity = identity_of(topic, payload)
         with self._lock:
@@ -127,19 +134,19 @@ class Intake:
                     self._owe_again(known)
                     return
                 self._in_hand.pop(packet, None)  # the broker means another message by this id now
-            message = Message(topic, payload, packet, self._moment(), self._connection.era, identity)
+            message = Message(topic, payload, packet, self._moment(), self._connection.era, identity, qos)
             queue = self._statuses if urgent else self._readings
             if self._has_room(message, queue):
                 self._keep(message, queue)
 
-    def pass_over(self, packet: int) -> None:
+    def pass_over(self, packet: int, qos: int = 1) -> None:
         """A message that is not wanted: acknowledged in its turn."""
         with self._lock:
             connection = self._connection
             if packet and self._open and connection.up:
                 known = self._in_hand.get(packet)
                 if not (known and known.era == connection.era):  # else it is owed already
-                    self._owe(Message("", b"", packet, 0, connection.era, b"", done=True))
+                    self._owe(Message("", b"", packet, 0, connection.era, b"", qos, done=True))
                     self._settle()
 
     # The bridge's thread
@@ -199,8 +206,12 @@ class Intake:
         return len(self._statuses) + len(self._readings)
 
     def _moment(self) -> int:
-        """The present, but never the same twice: two equal messages are two readings."""
-        self._last_us = max(self._last_us + 1, self._now_us())
+        """The present, but never the same twice: two equal messages are two readings.
+
+        A clock that is set back is followed: times of the future would not be stored.
+        """
+        now = self._now_us()
+        self._last_us = now if now < self._last_us - _SET_BACK_US else max(self._last_us + 1, now)
         return self._last_us
 
     def _keep(self, message: Message, queue: deque[Message]) -> None:
@@ -253,5 +264,5 @@ class Intake:
             message = owed.popleft()
             if self._in_hand.get(message.packet) is message:
                 del self._in_hand[message.packet]
-            self._acknowledge(connection.client, message.packet)
+            self._acknowledge(connection.client, message.packet, message.qos)
             self._stats.messages_acknowledged += 1

@@ -18,9 +18,10 @@ from parse import Limits, Parser, stream_names
 from payloads import Topics
 from schema import Bad, Entry, Reading
 from setting_types import Layout
+from stream_glob import compiled
 
 _CACHED = 200_000
-_LONGEST_CACHED = 512
+_LONGEST_CACHED = 128  # of this many characters at most, 200,000 topics are about 70 MB
 _MICROSECONDS_FROM = 10**14  # fewer would be read as milliseconds, or as seconds: see `values.timestamp`
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -40,12 +41,16 @@ class Route(NamedTuple):
     status: bool
 
 
+def shard_names(limits: Limits, shards: int) -> Sequence[str]:
+    return [f"{limits.prefix}shard:{number}" for number in range(shards)]
+
+
 class Router:
     """Topics to shard streams, by a hash of the device: a device's messages stay in order in one stream."""
 
     def __init__(self, limits: Limits, shards: int) -> None:
         self._topics = Topics(limits.topic_templates, limits.status_templates)
-        self._streams = [f"{limits.prefix}shard:{number}".encode() for number in range(shards)]
+        self._streams = [name.encode() for name in shard_names(limits, shards)]
         self._known: dict[str, Route] = {}
 
     def route(self, topic: str) -> Route:
@@ -86,6 +91,7 @@ class Composer:
         self._limits = limits
         self._parser = Parser(limits) if layout is Layout.SERIES else None
         self._reserved = {name.encode() for name in reserved}
+        self._read = compiled(limits.stream_pattern)
         self._keys: dict[tuple[str, str], bytes | None] = {}
 
     def compose(self, message: Message) -> Sequence[Addition]:
@@ -126,7 +132,8 @@ class Composer:
                 same = stream_names(key, self._limits.prefix) == (device, sensor)
             except Bad:
                 same = False
-            self._keys[device, sensor] = key if same and key not in self._reserved else None
+            usable = same and key not in self._reserved and self._read.fullmatch(key.decode())
+            self._keys[device, sensor] = key if usable else None
         return self._keys[device, sensor]
 
 

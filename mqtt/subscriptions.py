@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from paho.mqtt import client as paho
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from mqtt.filters import Copies
 from mqtt.options import MqttOptions
 
 # Retained messages come with a subscription that is new, not with every connection (MQTT 5, 3.8.3.1).
@@ -28,6 +30,9 @@ class Subscriptions:
         self._mqtt = mqtt
         prefix = f"$share/{share}/" if share else ""
         self.wanted = tuple(prefix + one for one in filters)
+        self._copies = Copies(filters)
+        self._asked: dict[int, Sequence[str]] = {}  # paho's message id: filters of a SUBSCRIBE not answered
+        self._refused = False
         self.former: frozenset[str] = frozenset()
         self._shared = bool(share)
         self._complain = complain
@@ -47,26 +52,61 @@ class Subscriptions:
                 "leave BRIDGE_SHARE empty and run one bridge",
             )
             return
-        if self._mqtt.version_5:
-            options = SubscribeOptions(qos=1, retainHandling=_RETAINED_WHEN_NEW)
-            client.subscribe([(one, options) for one in self.wanted])
-        else:
-            client.subscribe([(one, 1) for one in self.wanted])
+        self._asked.clear()
+        self._refused = False
+        for number, filters in self._in_packets(properties):
+            self._ask(client, number, filters)
         if self.former and not self.former_gone:
             client.on_unsubscribe = self._on_unsubscribe
             client.unsubscribe(sorted(self.former))
 
+    def is_copy(self, topic: str, properties: Properties | None) -> bool:
+        """Whether the broker sends this message for another filter too, which counts in its place."""
+        if not self._copies.numbered:
+            return False
+        numbers: Sequence[int] = getattr(properties, "SubscriptionIdentifier", None) or ()
+        return bool(numbers) and self._copies.is_copy(topic, numbers)
+
+    def _in_packets(self, properties: Properties | None) -> Iterator[tuple[int, Sequence[str]]]:
+        """Filters by SUBSCRIBE, with the number that its messages shall carry, or 0.
+
+        Only filters that share topics have one: a property costs time with every message.
+        """
+        numbered = self._copies.numbered
+        if not self._mqtt.version_5 or not getattr(properties, "SubscriptionIdentifierAvailable", 1):
+            numbered = {}
+        plain = [full for index, full in enumerate(self.wanted) if index not in numbered]
+        if plain:
+            yield 0, plain
+        for index, number in numbered.items():
+            yield number, (self.wanted[index],)
+
+    def _ask(self, client: paho.Client, number: int, filters: Sequence[str]) -> None:
+        if self._mqtt.version_5:
+            options = SubscribeOptions(qos=1, retainHandling=_RETAINED_WHEN_NEW)
+            numbering = None
+            if number:
+                numbering = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+                numbering.SubscriptionIdentifier = number
+            _, mid = client.subscribe([(one, options) for one in filters], properties=numbering)
+        else:
+            _, mid = client.subscribe([(one, 1) for one in filters])
+        if mid is not None:
+            self._asked[mid] = filters
+
     def lost(self) -> None:
         self.granted = False
 
-    def answered(self, reasons: Sequence[ReasonCode]) -> None:
-        """SUBACK: a reason for each filter, in order."""
-        refused = [one for one, reason in zip(self.wanted, reasons, strict=False) if reason.is_failure]
-        self.granted = not refused
+    def answered(self, mid: int, reasons: Sequence[ReasonCode]) -> None:
+        """SUBACK: a reason for each filter of the SUBSCRIBE, in order."""
+        filters = self._asked.pop(mid, ())
+        refused = [(one, why) for one, why in zip(filters, reasons, strict=False) if why.is_failure]
+        self._refused = self._refused or bool(refused)
+        self.granted = not self._asked and not self._refused
         if refused:
             self._complain(
                 "mqtt_subscription_refused",
-                f"{', '.join(refused)[:300]}: {next(r for r in reasons if r.is_failure)}",
+                f"{', '.join(one for one, _ in refused)[:300]}: {refused[0][1]}",
                 "check BRIDGE_TOPICS, and what the broker allows this user",
             )
 

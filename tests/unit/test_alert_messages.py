@@ -15,8 +15,8 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
 import config
-from mqtt.client import Seldom
 from mqtt.messages import LONGEST_TEXT, TOPIC_NAMES, DueAlert, Event, payload_of, topic_of
+from mqtt.notes import Seldom
 
 ALERT = DueAlert(
     id=uuid.UUID(int=7),

@@ -35,7 +35,7 @@ class Rig:
             wanted or bounds(),
             self.stats,
             now_us=lambda: self.now_us,
-            acknowledge=lambda client, packet: self.acks.append((client, packet)),
+            acknowledge=lambda client, packet, _qos: self.acks.append((client, packet)),
         )
         self.intake.connected("first", resumed=False)
 
@@ -446,7 +446,7 @@ class Traffic(RuleBasedStateMachine):
         self.times: list[tuple[int, int]] = []
         self.last_time = {"reading": 0, "status": 0}
 
-    def _acknowledged(self, client: object, packet: int) -> None:
+    def _acknowledged(self, client: object, packet: int, _qos: int) -> None:
         assert self.up, "acknowledged without a connection"
         assert client == self.connections, "acknowledged to an earlier connection"
         assert packet in self.arrived, "an id that this connection has not brought, or twice"
