@@ -22,6 +22,7 @@ from setting_types import (
     LogLevel,
     MqttAddress,
     MqttProtocol,
+    PayloadFormats,
     PlainTopic,
     PresentFile,
     RedisAddress,
@@ -29,6 +30,7 @@ from setting_types import (
     Share,
     SomeTemplates,
     Templates,
+    TimeZone,
     TopicFilters,
     Unmatched,
     WhenFull,
@@ -207,6 +209,15 @@ class EdgeSettings(BaseSettings):
             "{user_id}/{device_code}/feeds/{feed_key}",
             "sensors/{device_id}/{sensor_type}",
             "devices/{device_id}/telemetry",
+            "tele/{device_id}/SENSOR",
+            "zigbee2mqtt/{device_id}",
+            "{device_id}/events/rpc",
+            "application/{owner}/device/{device_id}/event/up",
+            "v3/{owner}/devices/{device_id}/up",
+            "spBv1.0/{owner}/NDATA/{device_id}",
+            "spBv1.0/{owner}/DDATA/{node_id}/{device_id}",
+            "spBv1.0/{owner}/NBIRTH/{device_id}",
+            "spBv1.0/{owner}/DBIRTH/{node_id}/{device_id}",
         ),
         description="comma-separated; how a topic names device and sensor, first match wins",
     )
@@ -215,8 +226,28 @@ class EdgeSettings(BaseSettings):
             "placebrain/{place_id}/devices/{device_id}/status",
             "devices/{device_id}/status",
             "{user_id}/{device_code}/status",
+            "tele/{device_id}/LWT",
+            "zigbee2mqtt/{device_id}/availability",
+            "{device_id}/online",
         ),
         description="comma-separated; topics on which a device's status comes, tried after those; ,: none",
+    )
+    payload_formats: PayloadFormats = Field(
+        (
+            "tele/+/SENSOR=tasmota",
+            "zigbee2mqtt/+=zigbee2mqtt",
+            "+/events/rpc=shelly",
+            "application/+/device/+/event/up=chirpstack",
+            "v3/+/devices/+/up=things_stack",
+            "spBv1.0/#=sparkplug_b",
+        ),
+        description="comma-separated filter=format: what comes on which topics, first match wins; what "
+        "matches none is recognised (docs/payloads.md); ,: none",
+    )
+    device_timezone: TimeZone | None = Field(
+        None,
+        description="time zone of devices that send local times without one (Tasmota), such as "
+        "Europe/Berlin; without it such times are passed over",
     )
 
     # Device events

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import tzinfo
 from itertools import islice
 from typing import TypeVar
 
 import values
 from device_events import parse_event
-from payloads import Member, Named, Topics, members, status
-from schema import Bad, DeviceStatus, Entry, EventKind, Parsed, Reading, Reason, Rejection
+from payloads import members, status
+from schema import (
+    Bad,
+    DeviceStatus,
+    Entry,
+    EventKind,
+    Member,
+    Parsed,
+    PayloadFormat,
+    Reading,
+    Reason,
+    Rejection,
+)
+from topics import Named, Topics
 
 MAX_FIELDS = 64
 _CACHED = 200_000
@@ -25,6 +38,8 @@ Names = TypeVar("Names", bound=tuple[object, ...])
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """What is accepted. Sizes in bytes. `event_streams`: streams of device events, and of which kind.
+    `payload_formats`: topic filters, and the format of what comes there. `zone`: that of devices which
+    tell local times.
 
     `stream_pattern` is the glob of the streams; what stands before its first wildcard, up to and with
     its last colon, is the prefix that precedes the device id in a stream's key.
@@ -33,6 +48,8 @@ class Limits:
     stream_pattern: str = "mqtt_stream:*"
     topic_templates: tuple[str, ...] = ("pico/{sensor_type}/{device_id}",)
     status_templates: tuple[str, ...] = ()
+    payload_formats: tuple[tuple[str, PayloadFormat], ...] = ()
+    zone: tzinfo | None = None
     event_streams: tuple[tuple[str, EventKind], ...] = ()
     max_future_sec: float = 3600.0
     max_metadata_bytes: int = 8192
@@ -69,7 +86,7 @@ class Parser:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._prefix = limits.prefix
-        self._topics = Topics(limits.topic_templates, limits.status_templates)
+        self._topics = Topics(limits.topic_templates, limits.status_templates, limits.payload_formats)
         self._events = {name.encode(): kind for name, kind in limits.event_streams}
         self._streams: dict[bytes, tuple[str, str]] = {}  # never one of events
         self._matched: dict[bytes, Named] = {}
@@ -133,24 +150,26 @@ class Parser:
         topic = fields.get(b"topic")
         if not topic:
             raise Bad(Reason.TOPIC_MISSING, "the entry has a payload but no topic")
-        device, sensor, owner, of_status = named = self._topic_names(topic)
+        device, sensor, owner, of_status, form = named = self._topic_names(topic)
         if of_status:
             return self._status(entry, fields, named, latest)
         identity, own = self._identity(entry, fields)
         default_time = self._time(entry, fields, latest)
         limit = self._limits.max_readings_per_entry
-        found = list(islice(members(fields[b"payload"], sensor), limit + 1))
+        told = members(fields[b"payload"], sensor, form, default_time, self._limits.zone)
+        found = list(islice(told, limit + 1))
         if len(found) > limit:
             raise Bad(
                 Reason.TOO_MANY_READINGS, f"the message holds more than MAX_READINGS_PER_ENTRY={limit}"
             )
         if not found:
             raise Bad(Reason.PAYLOAD_WITHOUT_READINGS, "the payload holds no reading")
+        max_metadata = self._limits.max_metadata_bytes
         readings: list[Reading] = []
         rejections: list[Rejection] = []
         for member in found:
             try:
-                readings.append(_reading(device, member, default_time, identity, latest))
+                readings.append(_reading(device, member, default_time, identity, latest, max_metadata))
             except Bad as bad:
                 rejections.append(self._reject(bad, device, member.sensor))
         return Parsed(readings, rejections, own, owner)
@@ -212,15 +231,22 @@ class Parser:
         return Rejection(bad.reason, bad.sentence, device, sensor[:100], bad.value)
 
 
-def _reading(device: str, member: Member, default_time: int, identity: bytes, latest: int) -> Reading:
-    if member.scalar and isinstance(member.value, bytes):
-        value, value_text = values.scalar(member.value)
+def _reading(
+    device: str, member: Member, default_time: int, identity: bytes, latest: int, max_metadata: int
+) -> Reading:
+    sensor, told, time, scalar, metadata = member
+    if scalar and isinstance(told, bytes):
+        value, value_text = values.scalar(told)
     else:
-        value, value_text = values.member(member.value)
+        value, value_text = values.member(told)
     moment = default_time
-    if member.time is not None:
-        moment = values.check_time(values.json_time(member.time), latest)
-    return Reading(device, values.sensor_name(member.sensor), moment, identity, value, value_text)
+    if time is not None:
+        moment = values.check_time(values.json_time(time), latest)
+    sensor = values.sensor_name(sensor)
+    if metadata is None:
+        return Reading(device, sensor, moment, identity, value, value_text)
+    metadata = values.metadata(metadata, max_metadata)
+    return Reading(device, sensor, moment, identity, value, value_text, metadata)
 
 
 def _remember(cache: dict[bytes, Names], key: bytes, names: Names) -> None:

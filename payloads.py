@@ -1,8 +1,7 @@
-"""MQTT payloads to members, and topics to names: one function a format, one line in `FORMATS`. Pure.
+"""MQTT payloads to members: decoding, what is recognised, and which room reads what. Pure.
 
-A format looks at a decoded JSON document and answers the members it finds, or None when the document
-is not its own. It only takes apart: names, values and times are validated afterwards, member by member,
-so that one bad member never takes its neighbours with it.
+It only takes apart: names, values and times are validated afterwards, member by member, so that one bad
+member never takes its neighbours with it.
 """
 
 from __future__ import annotations
@@ -10,15 +9,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from datetime import tzinfo
 
 import msgspec
 
+import senml
+import sparkplug
 import values
-from schema import Bad, Reason
+from formats import FORMATS, Context, Object, nested
+from schema import Bad, Member, PayloadFormat, Reason
 
+_AUTO = PayloadFormat.AUTO
 _DECODER = msgspec.json.Decoder()
+_RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TIMES = ("ts", "timestamp")
 _MEMBER = re.compile(rb'"[ \t\r\n]*:')
 _STATES = ("status", "state", "online")
@@ -33,74 +37,105 @@ _WORDS = {
     "0": False,
 }
 _LONGEST_STATE = 100
-MAX_OWNER = 200
+_CONTAINERS = frozenset({dict, list})
+_OF_ONE_VALUE = {"value", "metadata", *_TIMES}
 
 
-class Member(NamedTuple):
-    """One value of a message, still unvalidated. `time` is None where the message gives none.
+def members(
+    payload: bytes,
+    sensor: str,
+    form: PayloadFormat = _AUTO,
+    arrival_us: int = 0,
+    zone: tzinfo | None = None,
+) -> Iterator[Member]:
+    """The members of a payload, lazily. `sensor` is what the topic says, or empty.
 
-    `scalar` marks a bare payload: its `value` is the bytes as received.
+    `arrival_us`: microseconds since 1970 UTC, from which relative times count. `zone`: that of devices
+    whose times tell none. Raises: `Bad` when the payload as a whole cannot be read, here or on the way.
     """
-
-    sensor: str
-    value: object
-    time: object = None
-    scalar: bool = False
-
-
-Format = Callable[[object, str], "Iterator[Member] | None"]
-
-
-def ts_values(document: object, sensor: str) -> Iterator[Member] | None:
-    """`{"ts": …, "values": {"name": value, …}}`, as ThingsBoard and PlaceBrain devices send."""
-    if not isinstance(document, dict) or not isinstance(document.get("values"), dict):
-        return None
-    time = _time(document)
-    return (Member(_join(sensor, str(name)), value, time) for name, value in document["values"].items())
-
-
-def single_value(document: object, sensor: str) -> Iterator[Member] | None:
-    """`{"value": …, "timestamp": …}` on a topic that names the sensor."""
-    if not sensor or not isinstance(document, dict) or "value" not in document:
-        return None
-    if set(document) - {"value", *_TIMES}:
-        return None
-    return iter((Member(sensor, document["value"], _time(document)),))
-
-
-def flat_object(document: object, sensor: str) -> Iterator[Member] | None:
-    """`{"name": value, …}`; members `ts` and `timestamp` are the time of all the others."""
-    if not isinstance(document, dict):
-        return None
-    time = _time(document)
-    return (
-        Member(_join(sensor, str(name)), value, time)
-        for name, value in document.items()
-        if name not in _TIMES
-    )
-
-
-FORMATS: Sequence[Format] = (ts_values, single_value, flat_object)
-
-
-def members(payload: bytes, sensor: str, formats: Sequence[Format] = FORMATS) -> Iterator[Member]:
-    """The members of a payload. `sensor` is what the topic says, or empty.
-
-    Raises: `Bad` when the payload as a whole cannot be read.
-    """
+    if form is not _AUTO:
+        return _of_format(payload, form, Context(sensor, arrival_us, zone))
     head = payload.lstrip(b" \t\r\n")[:1]
+    if head == b"{" or head == b"[":
+        document = _decode(payload)
+        if isinstance(document, dict):
+            return _of_object(document, payload, sensor)
+        if isinstance(document, list):
+            return _of_array(document, Context(sensor, arrival_us))
+    if head > b"\x80" and head <= b"\x9f":  # an array in CBOR; no text begins so
+        return senml.members(senml.decode_cbor(payload), Context(sensor, arrival_us))
     if not head:
         raise Bad(Reason.PAYLOAD_EMPTY, "the payload is empty")
-    if head not in (b"{", b"["):
-        return iter((Member(sensor, payload, scalar=True),))
-    document = _decode(payload)
-    for known in formats:
-        found = known(document, sensor)
-        if found is not None:
-            return found
-    raise Bad(
-        Reason.VALUE_UNSUPPORTED, "the payload is a JSON array; an object is read", values.excerpt(payload)
-    )
+    return iter((Member(sensor, payload, None, True),))
+
+
+def _of_format(payload: bytes, form: PayloadFormat, context: Context) -> Iterator[Member]:
+    head = payload.lstrip(b" \t\r\n")[:1]
+    if not payload or (not head and form is not PayloadFormat.SPARKPLUG_B):
+        raise Bad(Reason.PAYLOAD_EMPTY, "the payload is empty")
+    if form is PayloadFormat.SPARKPLUG_B:
+        return sparkplug.members(payload, context)
+    if form is PayloadFormat.SENML and head not in (b"{", b"["):
+        return senml.members(senml.decode_cbor(payload), context)
+    document = _decode(payload) if head in (b"{", b"[") else None
+    if form is PayloadFormat.SENML and isinstance(document, list):
+        return senml.members(document, context)
+    read = FORMATS.get(form)
+    if read is None or not isinstance(document, dict):
+        raise Bad(
+            Reason.PAYLOAD_UNEXPECTED,
+            f"the payload is not of the format {form}, as PAYLOAD_FORMATS says of its topic",
+            values.excerpt(payload),
+        )
+    return read(document, context)
+
+
+def _of_object(document: Object, payload: bytes, sensor: str) -> Iterator[Member]:
+    """`{"ts": …, "values": {"name": value, …}}`, one value with its time, or `{"name": value, …}`."""
+    time = document.get("ts") if "ts" in document else document.get("timestamp")
+    inner = document.get("values")
+    if isinstance(inner, dict):
+        return _named(inner, sensor, time, ())
+    if "value" in document and document.keys() <= _OF_ONE_VALUE:
+        sensor = sensor or "value"
+        value = document["value"]
+        if value.__class__ in _CONTAINERS or "metadata" in document:
+            return _one_value(document, payload, sensor, time)
+        return iter((Member(sensor, value, time),))
+    return _named(document, sensor, time, _TIMES)
+
+
+def _named(named: Object, sensor: str, time: object, left_out: tuple[str, ...]) -> Iterator[Member]:
+    prefix = f"{sensor}." if sensor else ""
+    for name, value in named.items():
+        if name in left_out:
+            continue
+        full = prefix + name if name else sensor
+        if value.__class__ in _CONTAINERS:
+            yield from nested(value, full, time, parts=2)
+        else:
+            yield Member(full, value, time)
+
+
+def _one_value(document: Object, payload: bytes, sensor: str, time: object) -> Iterator[Member]:
+    """`{"value": …, "timestamp": …, "metadata": {…}}`; a nested value has the sensor before its names."""
+    metadata = None
+    if document.get("metadata") is values.REPEATED:
+        yield Member(sensor, values.REPEATED)
+        return
+    if document.get("metadata") is not None:
+        try:
+            metadata = bytes(_RAW_DECODER.decode(payload)["metadata"])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            metadata = b"NaN"  # JSON only by courtesy, and what `jsonb` refuses
+    for member in _named({"": document["value"]}, sensor, time, ()):
+        yield member._replace(metadata=metadata)
+
+
+def _of_array(document: list[object], context: Context) -> Iterator[Member]:
+    if senml.is_pack(document):
+        return senml.members(document, context)
+    return nested(document, context.sensor, None)
 
 
 def status(payload: bytes) -> tuple[bool, object]:
@@ -136,16 +171,32 @@ def _decode(payload: bytes) -> object:
         raise Bad(Reason.PAYLOAD_NOT_JSON, "the payload is nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _decode_leniently(payload)
-    if len(_MEMBER.findall(payload)) > _names(document):
+    found = len(_MEMBER.findall(payload))
+    if found > _names(document) and found > _all_names(document):
         return _decode_leniently(payload)
     return document
 
 
 def _names(document: object) -> int:
-    """Names of members, one level down: when the text has more, one may occur twice."""
+    """Names of members, one level down: when the text has more, it is nested or one may occur twice."""
     if not isinstance(document, dict):
         return 0
     return len(document) + sum(len(inner) for inner in document.values() if isinstance(inner, dict))
+
+
+def _all_names(document: object) -> int:
+    """Names of members at all levels. Not by recursion, since depth comes from outside."""
+    count = 0
+    nodes = [document]
+    for node in nodes:  # grows on the way
+        below: Iterable[object] = ()
+        if isinstance(node, dict):
+            count += len(node)
+            below = node.values()
+        elif isinstance(node, list):
+            below = node
+        nodes += [one for one in below if one.__class__ in _CONTAINERS]
+    return count
 
 
 def _decode_leniently(payload: bytes) -> object:
@@ -177,68 +228,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _time(document: dict[object, object]) -> object:
+def _time(document: dict[str, object]) -> object:
     for name in _TIMES:
         if name in document:
             return document[name]
     return None
-
-
-def _join(sensor: str, name: str) -> str:
-    return f"{sensor}.{name}" if sensor and name else name or sensor
-
-
-class Named(NamedTuple):
-    """What a topic names. `sensor` and `owner` are empty where it names none; `status`: whose status."""
-
-    device: str
-    sensor: str = ""
-    owner: str = ""
-    status: bool = False
-
-
-class Topics:
-    """Turns a topic into names by the first template that matches, those of statuses last.
-
-    A template's `{name}` stands for one level; `{device_id}` or `{device_code}` names the device,
-    `{sensor_type}` or `{feed_key}` the sensor, `{place_id}`, `{user_id}` or `{owner}` whose it is, any
-    other name is passed over.
-    """
-
-    def __init__(self, templates: Sequence[str], status_templates: Sequence[str] = ()) -> None:
-        self._patterns = [(self._pattern(template), False) for template in templates]
-        self._patterns += [(self._pattern(template), True) for template in status_templates]
-
-    def _pattern(self, template: str) -> re.Pattern[str]:
-        return re.compile("/".join(self._level(level) for level in template.split("/")))
-
-    @staticmethod
-    def _level(level: str) -> str:
-        name = re.fullmatch(r"\{([a-z_]+)\}", level)
-        if not name:
-            return re.escape(level)
-        if name[1] in ("device_id", "device_code"):
-            return "(?P<device>[^/]*)"
-        if name[1] in ("sensor_type", "feed_key"):
-            return "(?P<sensor>[^/]*)"
-        if name[1] in ("place_id", "user_id", "owner"):
-            return "(?P<owner>[^/]*)"
-        return "[^/]*"
-
-    def match(self, topic: str) -> Named:
-        """Names of any length, but for the owner's. Raises: `Bad`."""
-        for pattern, status in self._patterns:
-            found = pattern.fullmatch(topic)
-            if found:
-                groups = found.groupdict()
-                owner = groups.get("owner") or ""
-                if len(owner) > MAX_OWNER:
-                    raise Bad(
-                        Reason.TOPIC_UNKNOWN,
-                        f"the topic's owner has {len(owner)} characters, at most {MAX_OWNER} are stored",
-                        topic,
-                    )
-                return Named(groups.get("device") or "", groups.get("sensor") or "", owner, status)
-        raise Bad(
-            Reason.TOPIC_UNKNOWN, "no entry of TOPIC_TEMPLATES or STATUS_TEMPLATES matches the topic", topic
-        )

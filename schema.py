@@ -27,6 +27,33 @@ class Entry(NamedTuple):
     deliveries: int = 1
 
 
+class PayloadFormat(StrEnum):
+    """How a payload is read. AUTO: as it is recognised."""
+
+    AUTO = "auto"
+    SENML = "senml"
+    TASMOTA = "tasmota"
+    ZIGBEE2MQTT = "zigbee2mqtt"
+    SHELLY = "shelly"
+    CHIRPSTACK = "chirpstack"
+    THINGS_STACK = "things_stack"
+    SPARKPLUG_B = "sparkplug_b"
+
+
+class Member(NamedTuple):
+    """One value of a message, still unvalidated. `time` is None where the message gives none.
+
+    `scalar` marks a bare payload: its `value` is the bytes as received. A `Bad` in the place of the value
+    is what the format itself has to say against this member. `metadata` is a JSON text.
+    """
+
+    sensor: str
+    value: object
+    time: object = None
+    scalar: bool = False
+    metadata: bytes | None = None
+
+
 class Reading(NamedTuple):
     """One measured value: a row of the table.
 
@@ -92,8 +119,14 @@ class Reason(StrEnum):
     TOPIC_UNKNOWN = "topic_unknown"
     PAYLOAD_EMPTY = "payload_empty"
     PAYLOAD_NOT_JSON = "payload_not_json"
+    PAYLOAD_NOT_CBOR = "payload_not_cbor"
+    PAYLOAD_NOT_PROTOBUF = "payload_not_protobuf"
+    PAYLOAD_UNEXPECTED = "payload_unexpected"
     PAYLOAD_WITHOUT_READINGS = "payload_without_readings"
     TOO_MANY_READINGS = "too_many_readings"
+    RECORD_MALFORMED = "record_malformed"
+    METRIC_WITHOUT_NAME = "metric_without_name"
+    VALUE_SIGN_UNKNOWN = "value_sign_unknown"
 
     STATUS_UNKNOWN = "status_unknown"
     UNKNOWN_SERIES = "unknown_series"

@@ -11,12 +11,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 from redis.connection import parse_url
+
+from schema import PayloadFormat
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,51}")
 _TAKEN_TABLES = (
@@ -35,6 +38,7 @@ _SAME_PART = (
     ("{device_id}", "{device_code}"),
     ("{sensor_type}", "{feed_key}"),
     ("{place_id}", "{user_id}", "{owner}"),
+    ("{node_id}",),
 )
 
 
@@ -130,6 +134,24 @@ def _filter_list(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _format_list(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        wanted, equals, form = entry.rpartition("=")
+        if not equals or not wanted or form not in list(PayloadFormat):
+            known = ", ".join(PayloadFormat)
+            raise ValueError(f"filter=format, where the format is one of {known}; {entry!r} is not so")
+        _filter_list((wanted,))
+    return value
+
+
+def _time_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, KeyError):  # not found is a KeyError, a folder an OSError
+        raise ValueError("the name of a time zone that this machine knows, such as Europe/Berlin") from None
+    return value
+
+
 def _share(value: str) -> str:
     if set(value) & set("/+#\x00"):
         raise ValueError("a name without /, + and #")
@@ -213,6 +235,8 @@ LogLevel = Annotated[_LogLevel, _ANY_CASE]
 Templates = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_template_list)]
 SomeTemplates = Annotated[Templates, AfterValidator(_not_empty)]
 TopicFilters = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_filter_list)]
+PayloadFormats = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_format_list)]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Share = Annotated[str, AfterValidator(_share)]
 PlainTopic = Annotated[str, AfterValidator(_plain_topic)]
 AlertTopic = Annotated[str, AfterValidator(_alert_topic)]

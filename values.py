@@ -10,6 +10,7 @@ import math
 import re
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from typing import NamedTuple
 
 import msgspec
 
@@ -46,6 +47,12 @@ _WORDS = {
     "inf": (Reason.VALUE_INFINITE, "the value is infinite"),
     "infinity": (Reason.VALUE_INFINITE, "the value is infinite"),
 }
+
+
+class Instant(NamedTuple):
+    """A time that a format has worked out itself: microseconds since 1970 UTC, perhaps before."""
+
+    micros: int
 
 
 def excerpt(raw: bytes) -> str:
@@ -180,7 +187,7 @@ def state(value: str) -> str:
 
 
 def member(value: object) -> tuple[float | None, str | None]:
-    """A decoded JSON member as (value, value_text): numbers, booleans and strings keep their kind."""
+    """A decoded member as (value, value_text): numbers, booleans and strings keep their kind."""
     if isinstance(value, bool):
         return (1.0 if value else 0.0), None
     if isinstance(value, float):
@@ -198,8 +205,9 @@ def member(value: object) -> tuple[float | None, str | None]:
         raise Bad(Reason.VALUE_OUT_OF_RANGE, "the number is beyond the range of a double")
     if value is REPEATED:
         raise Bad(Reason.DUPLICATE_FIELD, "the name occurs twice in the payload")
-    kind = "an array" if isinstance(value, list) else "a nested object"
-    raise Bad(Reason.VALUE_UNSUPPORTED, f"the value is {kind}; a number, boolean or string is read")
+    if isinstance(value, Bad):
+        raise value
+    raise Bad(Reason.VALUE_UNSUPPORTED, "the value is neither a number nor a boolean nor a string")
 
 
 def timestamp(raw: bytes) -> int:
@@ -271,10 +279,14 @@ def unix_time(digits: str | float) -> int:
 
 
 def json_time(value: object) -> int:
-    """A time member of a decoded JSON payload: a number, or text as in `timestamp`."""
+    """A time member of a decoded payload: a number, text as in `timestamp`, or an `Instant`."""
     if isinstance(value, str):
         return timestamp(value.encode("utf-8", "replace"))
     if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, Instant):
+            if value.micros < 0:
+                raise _before_1970(str(value.micros).encode())
+            return value.micros
         raise Bad(Reason.TIMESTAMP_MALFORMED, "the timestamp is neither a number nor a string")
     return unix_time(str(value) if isinstance(value, int) and value < 10**20 else value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from zoneinfo import ZoneInfo
 
 from config import ConfigError, Settings
 from db_writer import WriterOptions
@@ -16,7 +17,7 @@ from mqtt.layout import shard_names
 from mqtt.options import MqttOptions, Session, Will
 from parse import Limits
 from redis_reader import ReaderOptions
-from schema import EventKind
+from schema import EventKind, PayloadFormat
 from setting_types import MqttProtocol, UnknownSeries, Unmatched
 from stream_glob import compiled
 
@@ -31,10 +32,13 @@ _EVENT_KINDS = (
 
 
 def limits(settings: EdgeSettings) -> Limits:
+    formats = (entry.rpartition("=") for entry in settings.payload_formats)
     return Limits(
         stream_pattern=settings.stream_pattern,
         topic_templates=settings.topic_templates,
         status_templates=settings.status_templates,
+        payload_formats=tuple((wanted, PayloadFormat(form)) for wanted, _, form in formats),
+        zone=ZoneInfo(settings.device_timezone) if settings.device_timezone else None,
         event_streams=tuple(zip(settings.event_streams(), _EVENT_KINDS, strict=False)),
         max_future_sec=settings.max_future_sec,
         max_metadata_bytes=settings.max_metadata_bytes,

@@ -15,10 +15,10 @@ from zlib import crc32
 
 from mqtt.intake import Message
 from parse import Limits, Parser, stream_names
-from payloads import Topics
 from schema import Bad, Entry, Reading
 from setting_types import Layout
 from stream_glob import compiled
+from topics import Topics
 
 _CACHED = 200_000
 _LONGEST_CACHED = 128  # of this many characters at most, 200,000 topics are about 70 MB

@@ -79,5 +79,7 @@ KINDS = (
     Bad(Reason.PAYLOAD_EMPTY, _message(TELEMETRY, ""), "mqtt_stream:shard:{0}"),
     Bad(Reason.PAYLOAD_NOT_JSON, _message(TELEMETRY, '{"a": 1'), "mqtt_stream:shard:{0}"),
     Bad(Reason.PAYLOAD_WITHOUT_READINGS, _message(TELEMETRY, "{}"), "mqtt_stream:shard:{0}"),
-    Bad(Reason.VALUE_UNSUPPORTED, _message(TELEMETRY, '{"a": {"b": 1}}'), "mqtt_stream:shard:{0}"),
+    Bad(Reason.VALUE_UNSUPPORTED, _message(TELEMETRY, "[" * 9 + "1" + "]" * 9), "mqtt_stream:shard:{0}"),
+    Bad(Reason.PAYLOAD_UNEXPECTED, _message("tele/d/SENSOR", "[1]"), "mqtt_stream:shard:{0}"),
+    Bad(Reason.RECORD_MALFORMED, _message(TELEMETRY, '[{"n": "a", "v": "1"}]'), "mqtt_stream:shard:{0}"),
 )

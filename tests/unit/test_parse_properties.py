@@ -160,11 +160,11 @@ message_fields = _pairs(
 )
 
 
-def check_storable(parsed: Parsed) -> None:
+def check_storable(parsed: Parsed, limits: Limits = LIMITS, latest_us: int = LATEST_US) -> None:
     """Every reading is a row that PostgreSQL takes, and so is a status."""
     if parsed.status is not None:
         assert 1 <= len(parsed.status.device_id) <= 100
-        assert 0 <= parsed.status.time_us <= LATEST_US
+        assert 0 <= parsed.status.time_us <= latest_us
     assert len(parsed.owner) <= 200
     assert "\x00" not in parsed.owner
     for reading in parsed.readings:
@@ -172,7 +172,7 @@ def check_storable(parsed: Parsed) -> None:
             assert 1 <= len(name) <= 100
             assert "\x00" not in name
             name.encode("utf-8")
-        assert 0 <= reading.timestamp_us <= LATEST_US
+        assert 0 <= reading.timestamp_us <= latest_us
         assert len(reading.message_id) == 16
         assert (reading.value is None) != (reading.value_text is None)
         if reading.value is not None:
@@ -183,7 +183,7 @@ def check_storable(parsed: Parsed) -> None:
             assert "\x00" not in reading.value_text
             reading.value_text.encode("utf-8")
         if reading.metadata is not None:
-            assert len(reading.metadata) <= LIMITS.max_metadata_bytes
+            assert len(reading.metadata) <= limits.max_metadata_bytes
             check_jsonb(reading.metadata)
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
 from mqtt.filters import covers, filters_of, overlapping
-from payloads import Topics
 from schema import Bad
+from topics import Topics
 
 LEVELS = ("a", "b", "", "$s")
 TOPICS = ["/".join(levels) for length in range(1, 5) for levels in product(LEVELS, repeat=length)]

@@ -1,0 +1,683 @@
+"""Payloads of real devices: each format's readings, what it refuses, and what no input may do."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import tracemalloc
+from dataclasses import replace
+from decimal import Decimal
+from itertools import islice
+from struct import pack
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import cbor2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import config
+import wiring
+from formats import MAX_NESTING
+from parse import Parser
+from payloads import members
+from schema import Bad, Entry, Member, Parsed, PayloadFormat, Reason
+from sparkplug import Payload
+from tests.payload_examples import EXAMPLES, NOON_MS, SENML, Example
+from tests.payload_examples import sparkplug as encoded
+from tests.support import ROOT
+from tests.unit.test_parse_properties import check_storable
+from topics import topic_filter
+from values import Instant
+
+ARRIVED_MS = 1_768_480_000_000
+DEFAULTS = wiring.limits(
+    config.load(database_url="postgresql://user@host/db", device_timezone="Europe/Berlin")
+)
+PARSER = Parser(DEFAULTS)
+
+
+def entry(topic: str, payload: bytes) -> Entry:
+    fields = [b"topic", topic.encode(), b"payload", payload]
+    return Entry(b"mqtt_stream:shard:0", b"%d-0" % ARRIVED_MS, fields)
+
+
+def parse(topic: str, payload: bytes, parser: Parser = PARSER) -> Parsed:
+    return parser.parse(entry(topic, payload), ARRIVED_MS * 1000)
+
+
+def told(parsed: Parsed) -> dict[str, float | str | None]:
+    return {r.sensor_type: r.value if r.value_text is None else r.value_text for r in parsed.readings}
+
+
+def refused(parsed: Parsed) -> dict[str, Reason]:
+    return {rejection.sensor_type: rejection.reason for rejection in parsed.rejections}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_as_its_maker_documents_it_gives_its_readings(example: Example) -> None:
+    parsed = parse(example.topic, example.payload)
+    assert not parsed.rejections
+    assert [
+        (
+            r.device_id,
+            r.sensor_type,
+            r.timestamp_us // 1000,
+            r.value if r.value_text is None else r.value_text,
+        )
+        for r in parsed.readings
+    ] == [
+        (device, sensor, ARRIVED_MS if moment is None else moment, value)
+        for device, sensor, moment, value in example.told
+    ]
+    assert parsed.owner == example.owner
+    metadata = {r.sensor_type: json.loads(r.metadata) for r in parsed.readings if r.metadata is not None}
+    assert metadata == example.metadata
+
+
+# Topics and settings
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "online"),
+    [
+        ("tele/plug/LWT", b"Online", True),
+        ("tele/plug/LWT", b"Offline", False),
+        ("zigbee2mqtt/shelf/availability", b'{"state":"online"}', True),
+        ("zigbee2mqtt/shelf/availability", b"offline", False),
+        ("shelly-a/online", b"true", True),
+        ("shelly-a/online", b"false", False),
+    ],
+)
+def test_the_makers_status_topics_tell_whether_a_device_is_there(
+    topic: str, payload: bytes, online: bool
+) -> None:
+    status = parse(topic, payload).status
+    assert status is not None
+    assert (status.device_id, status.online) == (topic.removeprefix("tele/").split("/")[-2], online)
+
+
+def parser_of(**changes: Any) -> Parser:
+    return Parser(replace(DEFAULTS, **changes))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "matches"),
+    [
+        ("a/b", "a/b", True),
+        ("a/b", "a/b/c", False),
+        ("a/+", "a/b", True),
+        ("a/+", "a/", True),
+        ("a/+", "a/b/c", False),
+        ("+/b", "a/b", True),
+        ("a/#", "a/b/c", True),
+        ("a/#", "a", True),
+        ("a/#", "ab", False),
+        ("#", "a/b", True),
+        ("a.c", "abc", False),
+        ("a/+/#", "a/b\n/c", True),
+    ],
+)
+def test_a_filter_matches_as_in_mqtt(pattern: str, topic: str, matches: bool) -> None:
+    assert bool(topic_filter(pattern).fullmatch(topic)) is matches
+
+
+def test_the_first_filter_that_matches_decides_and_auto_lifts_a_later_one() -> None:
+    parser = parser_of(
+        topic_templates=("t/{device_id}",),
+        payload_formats=(("t/odd", PayloadFormat.AUTO), ("t/#", PayloadFormat.SENML)),
+    )
+    assert told(parse("t/odd", b'{"v": 1}', parser)) == {"v": 1.0}
+    assert refused(parse("t/other", b'{"v": 1}', parser)) == {"": Reason.PAYLOAD_UNEXPECTED}
+
+
+def test_a_node_stands_before_its_device_and_neither_may_be_empty() -> None:
+    payload = encoded({"name": b"x", "double_value": 1.0})
+    (reading,) = parse("spBv1.0/g/DBIRTH/edge/pump", payload).readings
+    assert reading.device_id == "edge/pump"
+    for topic in ("spBv1.0/g/DDATA//pump", "spBv1.0/g/DDATA/edge/"):
+        assert refused(parse(topic, payload)) == {"": Reason.DEVICE_ID_EMPTY}
+
+
+# What is recognised
+
+
+def test_names_below_names_are_joined_and_what_is_empty_holds_nothing() -> None:
+    parsed = parse(
+        "pico/room/d", b'{"a": {"b": {"c": 1}}, "list": [2, [3, {"x": true}]], "none": [], "": {"y": 4}}'
+    )
+    assert told(parsed) == {
+        "room.a.b.c": 1.0,
+        "room.list.0": 2.0,
+        "room.list.1.0": 3.0,
+        "room.list.1.1.x": 1.0,
+        "room.y": 4.0,
+    }
+
+
+@pytest.mark.parametrize("form", ["%s", '{"values": {"deep": %s, "ok": 1}}', '{"deep": %s, "ok": 1}'])
+def test_what_is_nested_too_deep_is_rejected_alone(form: str) -> None:
+    extra = 0 if form == "%s" else 1
+    fits = "[" * (MAX_NESTING - extra) + "1" + "]" * (MAX_NESTING - extra)
+    assert not parse("devices/d/telemetry", (form % fits).encode()).rejections
+    parsed = parse("devices/d/telemetry", (form % f"[{fits}, 5]").encode())
+    assert [rejection.reason for rejection in parsed.rejections] == [Reason.VALUE_UNSUPPORTED]
+    assert len(parsed.readings) == 1 + extra
+
+
+def test_a_name_that_occurs_twice_is_found_at_every_level() -> None:
+    parsed = parse("devices/d/telemetry", b'{"a": {"b": [{"x": 1, "x": 2, "y": 3}]}}')
+    assert told(parsed) == {"a.b.0.y": 3.0}
+    assert refused(parsed) == {"a.b.0.x": Reason.DUPLICATE_FIELD}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ("[]", Reason.METADATA_NOT_OBJECT),
+        ('"C"', Reason.METADATA_NOT_OBJECT),
+        ('{"a": NaN}', Reason.METADATA_NOT_JSON),
+        ('{"a": "\\u0000"}', Reason.NUL_CHARACTER),
+        ('{"a": "' + "x" * 9000 + '"}', Reason.METADATA_TOO_LARGE),
+        ('{}, "metadata": {}', Reason.DUPLICATE_FIELD),
+    ],
+)
+def test_metadata_of_one_value_is_checked_as_elsewhere(metadata: str, reason: Reason) -> None:
+    payload = f'{{"value": 1, "metadata": {metadata}}}'.encode()
+    assert refused(parse("pico/temp/d", payload)) == {"temp": reason}
+
+
+def test_metadata_goes_with_its_value_unchanged_or_is_none() -> None:
+    (reading,) = parse("pico/temp/d", b'{"metadata":{"b" :1,"a":2.50},"value":{"x":1}}').readings
+    assert (reading.sensor_type, reading.metadata) == ("temp.x", b'{"b" :1,"a":2.50}')
+    (reading,) = parse("devices/d/telemetry", b'{"value": 1, "metadata": null}').readings
+    assert (reading.sensor_type, reading.metadata) == ("value", None)
+    assert told(parse("devices/d/telemetry", b'{"value": 1, "metadata": {"x": 2}, "t": 3}')) == {
+        "value": 1.0,
+        "metadata.x": 2.0,
+        "t": 3.0,
+    }
+
+
+# Tasmota
+
+
+def tasmota_ms(time: str, zone: str | None, more: str = "") -> int:
+    parser = parser_of(zone=ZoneInfo(zone) if zone else None)
+    (reading,) = parse("tele/d/SENSOR", f'{{"Time": "{time}"{more}, "X": 1}}'.encode(), parser).readings
+    return reading.timestamp_us // 1000
+
+
+def test_the_local_time_of_tasmota_counts_only_where_the_zone_is_known() -> None:
+    assert tasmota_ms("2026-01-15T13:00:00", None) == ARRIVED_MS
+    assert tasmota_ms("2026-01-15T13:00:00", "Europe/Berlin") == NOON_MS
+    assert tasmota_ms("2025-07-15T14:00:00", "Europe/Berlin") == 1_752_580_800_000  # summer
+    assert tasmota_ms("2026-01-15T12:00:00Z", None) == NOON_MS
+    assert tasmota_ms("2026-01-15T13:00:00", None, ', "Epoch": 1768478400') == NOON_MS
+
+
+def test_in_the_hour_that_comes_twice_the_first_is_taken() -> None:
+    assert tasmota_ms("2025-10-26T02:30:00", "Europe/Berlin") == 1_761_438_600_000  # 00:30 UTC
+
+
+def test_a_clock_that_was_never_set_is_no_time() -> None:
+    assert tasmota_ms("1970-01-01T00:00:20", "Europe/Berlin") == ARRIVED_MS
+    payload = b'{"method": "NotifyStatus", "params": {"ts": 1.67, "cloud": {"connected": true}}}'
+    assert parse("s/events/rpc", payload).readings[0].timestamp_us == ARRIVED_MS * 1000
+    payload = b'{"method": "NotifyStatus", "params": {"ts": null, "cloud": {"connected": true}}}'
+    assert parse("s/events/rpc", payload).readings[0].timestamp_us == ARRIVED_MS * 1000
+
+
+def test_a_local_time_that_no_calendar_has_is_refused() -> None:
+    parsed = parse("tele/d/SENSOR", b'{"Time": "2026-02-30T13:00:00", "X": 1, "Y": 2}')
+    assert refused(parsed) == {"X": Reason.TIMESTAMP_MALFORMED, "Y": Reason.TIMESTAMP_MALFORMED}
+
+
+def test_a_sensor_that_failed_is_rejected_alone() -> None:
+    parsed = parse("tele/d/SENSOR", b'{"AM2301": {"Temperature": null, "Humidity": 40}}')
+    assert (told(parsed), refused(parsed)) == (
+        {"AM2301.Humidity": 40.0},
+        {"AM2301.Temperature": Reason.VALUE_NULL},
+    )
+
+
+# Shelly, ChirpStack, The Things Stack
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "reason"),
+    [
+        ("s/events/rpc", b'{"id": 1, "result": {}}', Reason.PAYLOAD_UNEXPECTED),
+        ("s/events/rpc", b'{"method": "NotifyEvent", "params": {}}', Reason.PAYLOAD_UNEXPECTED),
+        ("s/events/rpc", b"online", Reason.PAYLOAD_UNEXPECTED),
+        ("s/events/rpc", b" ", Reason.PAYLOAD_EMPTY),
+        ("s/events/rpc", b'{"method": "NotifyStatus"', Reason.PAYLOAD_NOT_JSON),
+        (
+            "s/events/rpc",
+            b'{"method": "NotifyStatus", "params": {"ts": 1}}',
+            Reason.PAYLOAD_WITHOUT_READINGS,
+        ),
+        ("application/a/device/d/event/up", b'{"data": "AQ=="}', Reason.PAYLOAD_WITHOUT_READINGS),
+        ("v3/a/devices/d/up", b'{"uplink_message": {}}', Reason.PAYLOAD_WITHOUT_READINGS),
+        ("v3/a/devices/d/up", b'{"join_accept": {}}', Reason.PAYLOAD_UNEXPECTED),
+        ("zigbee2mqtt/d", b"[1]", Reason.PAYLOAD_UNEXPECTED),
+    ],
+)
+def test_a_payload_that_is_not_of_its_topics_format_is_refused(
+    topic: str, payload: bytes, reason: Reason
+) -> None:
+    parsed = parse(topic, payload)
+    assert not parsed.readings
+    assert refused(parsed) == {"": reason}
+
+
+def test_a_full_status_is_read_as_a_partial_one_and_an_odd_event_alone_is_rejected() -> None:
+    full = (
+        b'{"method": "NotifyFullStatus", "params": {"ts": 1768478400, "sys": {"mac": "A4CF", "uptime": 7}}}'
+    )
+    assert told(parse("s/events/rpc", full)) == {"sys.mac": "A4CF", "sys.uptime": 7.0}
+    events = b'{"method": "NotifyEvent", "params": {"events": [5, {"component": "sys", "event": "sleep"}]}}'
+    parsed = parse("s/events/rpc", events)
+    assert told(parsed) == {"sys.event": "sleep"}
+    assert refused(parsed) == {"event": Reason.VALUE_UNSUPPORTED}
+
+
+# SenML
+
+
+def senml(*records: object, topic: str = "devices/d/telemetry") -> Parsed:
+    """Read from CBOR with the labels of JSON, which must come to the same as JSON."""
+    parsed = parse(topic, json.dumps(records).encode())
+    assert parse(topic, cbor2.dumps(records)) == parsed
+    return parsed
+
+
+def test_base_fields_hold_from_their_record_on() -> None:
+    parsed = senml(
+        {"n": "a", "v": 1},
+        {"bn": "x/", "bv": 100, "bs": 50, "n": "b", "v": 1, "s": 2},
+        {"v": 3},
+        {"bn": "y/", "n": "c", "vs": "text"},
+    )
+    assert told(parsed) == {
+        "a": 1.0,
+        "x/b": 101.0,
+        "x/b.sum": 52.0,
+        "x/": 103.0,
+        "x/.sum": 50.0,
+        "y/c": "text",
+        "y/c.sum": 50.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "time", "moment_ms"),
+    [
+        (0, 0, ARRIVED_MS),
+        (0, -60, ARRIVED_MS - 60_000),
+        (0, 1.5, ARRIVED_MS + 1500),
+        (-100, 40, ARRIVED_MS - 60_000),
+        (2**28, 0, 2**28 * 1000),
+        (2**28, -1, ARRIVED_MS + (2**28 - 1) * 1000),
+        (1_700_000_000, 0.25, 1_700_000_000_250),
+    ],
+)
+def test_a_time_below_two_to_the_28th_counts_from_the_arrival(
+    base: float, time: float, moment_ms: int
+) -> None:
+    told_times = [
+        member.time
+        for member in members(
+            json.dumps([{"bt": base, "n": "a", "t": time, "v": 1}]).encode(),
+            "",
+            arrival_us=ARRIVED_MS * 1000,
+        )
+    ]
+    assert told_times == [Instant(moment_ms * 1000)]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"n": "bad", "v": 1, "vs": "x"}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "v": "1"}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "v": True}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "vb": 1}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "vs": 1}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "vd": 1}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "v": {}}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "v": 1, "secret_": 1}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "v": None}, Reason.VALUE_NULL),
+        ({"n": "bad", "t": 5}, Reason.VALUE_MISSING),
+        ({"n": "bad", "v": 1, "t": "noon"}, Reason.TIMESTAMP_MALFORMED),
+        ({"n": "bad", "v": 1, "t": 1e300}, Reason.TIMESTAMP_MALFORMED),
+        ({"n": "bad", "v": 1, "t": -1e10}, Reason.TIMESTAMP_BEFORE_1970),
+        ({"n": "bad", "v": 1, "t": 4e9}, Reason.TIMESTAMP_IN_FUTURE),
+        ({"n": "bad", "vs": ""}, Reason.VALUE_EMPTY),
+        ({"n": 5, "v": 1}, Reason.RECORD_MALFORMED),
+        ({"n": "bad", "v": 1, "u": "\x00"}, Reason.NUL_CHARACTER),
+    ],
+    ids=str,
+)
+def test_a_bad_record_is_rejected_alone(record: dict[str, Any], reason: Reason) -> None:
+    parsed = senml({"n": "a", "v": 1}, record, {"n": "b", "v": 2})
+    assert told(parsed) == {"a": 1.0, "b": 2.0}
+    assert list(refused(parsed).values()) == [reason]
+
+
+@pytest.mark.parametrize(
+    "base", [{"bn": 5}, {"bt": "noon"}, {"bv": None}, {"bs": True}, {"bver": 11}], ids=str
+)
+def test_a_bad_base_field_spoils_the_pack(base: dict[str, Any]) -> None:
+    parsed = senml({"n": "a", "v": 1}, {**base, "n": "b", "v": 2})
+    assert not parsed.readings
+    assert refused(parsed) == {"": Reason.RECORD_MALFORMED}
+
+
+def test_fields_that_are_not_known_are_passed_over_and_records_of_base_fields_hold_nothing() -> None:
+    assert told(senml({"bn": "x/", "bver": 10}, {"n": "a", "v": 1, "ut": 9, "colour": "red"})) == {
+        "x/a": 1.0
+    }
+
+
+def test_cbor_takes_its_numbers_for_labels_and_decimal_fractions_for_numbers() -> None:
+    parsed = parse("devices/d/telemetry", cbor2.dumps([{-2: "x/", 0: "a", 2: Decimal("21.5"), 99: "?"}]))
+    assert told(parsed) == {"x/a": 21.5}
+
+
+def test_an_array_of_plain_objects_is_not_taken_for_senml() -> None:
+    assert told(parse("devices/d/telemetry", b'[{"t": 1, "v": 2}, {"name": "x"}]')) == {
+        "0.t": 1.0,
+        "0.v": 2.0,
+        "1.name": "x",
+    }
+
+
+# Sparkplug B
+
+INT8, INT16, INT32, INT64, UINT8, UINT32, UINT64 = 1, 2, 3, 4, 5, 7, 8
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field", "raw", "value"),
+    [
+        (INT8, "int_value", 255, -1),
+        (INT8, "int_value", 2**32 - 1, -1),
+        (INT8, "int_value", 127, 127),
+        (INT16, "int_value", 2**16 - 5, -5),
+        (INT16, "int_value", 2**32 - 5, -5),
+        (INT32, "int_value", 2**31, -(2**31)),
+        (INT32, "long_value", 2**64 - 3, -3),
+        (INT64, "long_value", 2**64 - 2**40, -(2**40)),
+        (UINT8, "int_value", 255, 255),
+        (UINT32, "int_value", 2**32 - 1, 2**32 - 1),
+        (UINT32, "long_value", 2**32 - 1, 2**32 - 1),
+        (UINT64, "long_value", 2**63, 2**63),
+        (0, "int_value", 2**31 - 1, 2**31 - 1),
+        (0, "long_value", 2**40, 2**40),
+        (13, "long_value", NOON_MS, NOON_MS),
+    ],
+)
+def test_the_datatype_tells_the_sign_of_an_integer(datatype: int, field: str, raw: int, value: int) -> None:
+    parsed = parse("spBv1.0/g/NDATA/d", encoded({"name": b"x", "datatype": datatype, field: raw}))
+    assert told(parsed) == {"x": float(value)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [
+        ({"name": b"bad", "is_null": True, "datatype": INT32}, Reason.VALUE_NULL),
+        ({"name": b"bad"}, Reason.VALUE_UNSUPPORTED),
+        ({"name": b"bad", "datatype": INT8, "int_value": 300}, Reason.VALUE_OUT_OF_RANGE),
+        ({"name": b"bad", "int_value": 2**31}, Reason.VALUE_SIGN_UNKNOWN),
+        ({"name": b"bad", "long_value": 2**63}, Reason.VALUE_SIGN_UNKNOWN),
+        ({"alias": 7, "double_value": 1.0}, Reason.METRIC_WITHOUT_NAME),
+        ({"name": b"bad", "double_value": float("nan")}, Reason.VALUE_NAN),
+        ({"name": b"bad", "string_value": b"\xff"}, Reason.INVALID_UTF8),
+        ({"name": b"\xff", "double_value": 1.0}, Reason.INVALID_UTF8),
+        ({"name": b"bad", "string_value": b""}, Reason.VALUE_EMPTY),
+        ({"name": b"bad", "double_value": 1.0, "timestamp": 2**64 - 1}, Reason.TIMESTAMP_IN_FUTURE),
+    ],
+    ids=str,
+)
+def test_a_bad_metric_is_rejected_alone(metric: dict[str, Any], reason: Reason) -> None:
+    payload = encoded({"name": b"a", "double_value": 1.0}, metric, {"name": b"b", "boolean_value": False})
+    parsed = parse("spBv1.0/g/NDATA/d", payload)
+    assert told(parsed) == {"a": 1.0, "b": 0.0}
+    assert list(refused(parsed).values()) == [reason]
+
+
+def test_the_rejection_of_an_alias_says_what_to_do() -> None:
+    (rejection,) = parse("spBv1.0/g/NDATA/d", encoded({"alias": 7, "int_value": 1})).rejections
+    assert "send names" in rejection.sentence
+    assert rejection.value == "7"
+
+
+def test_without_any_timestamp_the_arrival_counts() -> None:
+    payload = encoded({"name": b"a", "double_value": 1.0}, timestamp=None)
+    assert parse("spBv1.0/g/NDATA/d", payload).readings[0].timestamp_us == ARRIVED_MS * 1000
+
+
+def test_fields_that_are_not_read_are_passed_over() -> None:
+    # seq = 9 (field 3) in the payload; is_historical (5), metadata (8) and properties (9) in the metric
+    metric = b"\x0a\x01a" + b"\x28\x01" + b"\x42\x02\x08\x01" + b"\x4a\x00" + b"\x69" + pack("<d", 2.5)
+    payload = b"\x18\x09" + b"\x12" + bytes([len(metric)]) + metric
+    assert told(parse("spBv1.0/g/NDATA/d", payload)) == {"a": 2.5}
+
+
+def test_a_compressed_payload_is_told_as_such() -> None:
+    payload = Payload(uuid=b"SPBV1.0_COMPRESSED").SerializeToString()
+    assert refused(parse("spBv1.0/g/NDATA/d", payload)) == {"": Reason.PAYLOAD_UNEXPECTED}
+
+
+# What no input may do
+
+FORMATS = list(PayloadFormat)
+ZONE = ZoneInfo("Europe/Berlin")
+names = st.one_of(
+    st.text(max_size=4),
+    st.sampled_from(
+        re.findall(
+            r"\w+",
+            """ts timestamp values value metadata Time Epoch TempUnit last_seen update method params events
+            component event object time uplink_message decoded_payload received_at n v vs vb vd s t u ut
+            bn bt bu bv bs bver""",
+        )
+    ),
+)
+scalars: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**400), 10**400),
+    st.floats(),
+    st.text(max_size=6),
+    st.text(st.characters(categories=["Cs", "Cc"]), max_size=3),
+    st.sampled_from(
+        ["NotifyStatus", "NotifyEvent", "2026-01-15T13:00:00", "1970-01-01T00:00:00Z", 1768478400]
+    ),
+)
+
+
+def _trees(leaves: st.SearchStrategy[Any], labels: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves,
+        lambda below: st.one_of(st.lists(below, max_size=4), st.dictionaries(labels, below, max_size=5)),
+        max_leaves=12,
+    )
+
+
+json_payloads = _trees(scalars, names).map(lambda tree: json.dumps(tree).encode())
+cbor_scalars = st.one_of(
+    scalars.filter(lambda value: not isinstance(value, str) or value.isascii()),
+    st.binary(max_size=6),
+    st.decimals(allow_nan=False, allow_infinity=False),
+    st.builds(
+        cbor2.CBORTag,
+        st.one_of(st.integers(0, 40), st.integers(0, 2**64 - 1)),
+        st.one_of(
+            st.integers(), st.text(st.characters(max_codepoint=127), max_size=6), st.binary(max_size=6)
+        ),
+    ),
+)
+records = st.dictionaries(
+    st.one_of(st.integers(-7, 10), names.filter(str.isascii)), cbor_scalars, max_size=6
+)
+cbor_payloads = st.one_of(st.lists(records, max_size=4), _trees(cbor_scalars, st.integers(-7, 10))).map(
+    cbor2.dumps
+)
+metrics = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.binary(max_size=4),
+        "alias": st.integers(0, 2**64 - 1),
+        "timestamp": st.integers(0, 2**64 - 1),
+        "datatype": st.integers(0, 40),
+        "is_null": st.booleans(),
+        "is_transient": st.booleans(),
+        "int_value": st.integers(0, 2**32 - 1),
+        "long_value": st.integers(0, 2**64 - 1),
+        "float_value": st.floats(width=32),
+        "double_value": st.floats(),
+        "string_value": st.binary(max_size=4),
+    },
+)
+sparkplug_payloads = st.lists(metrics, max_size=4).map(lambda found: encoded(*found))
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A payload of any kind, perhaps with a piece cut out and something put in."""
+    raw = draw(st.one_of(st.binary(max_size=60), json_payloads, cbor_payloads, sparkplug_payloads))
+    if draw(st.booleans()):
+        return raw
+    start = draw(st.integers(0, len(raw)))
+    return (
+        raw[:start]
+        + draw(st.binary(max_size=3))
+        + raw[draw(st.integers(start, min(len(raw), start + 4))) :]
+    )
+
+
+@settings(
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+@given(damaged(), st.sampled_from(FORMATS), st.sampled_from(["", "room"]), st.sampled_from([None, ZONE]))
+def test_whatever_the_payload_under_whichever_format_only_bad_is_raised(
+    payload: bytes, form: PayloadFormat, sensor: str, zone: ZoneInfo | None
+) -> None:
+    try:
+        found = list(members(payload, sensor, form, ARRIVED_MS * 1000, zone))
+    except Bad:
+        found = []
+    assert all(isinstance(member, Member) for member in found)
+    parser = parser_of(
+        topic_templates=("{sensor_type}/{device_id}", "{device_id}"),
+        status_templates=(),
+        payload_formats=(("#", form),),
+        zone=zone,
+        max_readings_per_entry=5,
+    )
+    parsed = parse(f"{sensor}/d" if sensor else "d", payload, parser)
+    assert parsed.readings or parsed.rejections
+    assert len(parsed.readings) + len(parsed.rejections) <= 5
+    check_storable(parsed, DEFAULTS, (ARRIVED_MS + 3_600_000) * 1000)
+
+
+# One step over 1 MiB, in every way that a format can be made to work hard
+HEAVY = {
+    "wide": (b"[" + b"1," * 500_000 + b"1]", PayloadFormat.AUTO),
+    "empty": (b"[" + b"[]," * 340_000 + b"[]]", PayloadFormat.AUTO),
+    "long name": (b'{"' + b"n" * 900_000 + b'": [' + b"1," * 50_000 + b"1]}", PayloadFormat.AUTO),
+    "deep": (b"[" * 900 + b"]" * 900, PayloadFormat.AUTO),
+    "wide and deep": (
+        b'{"a":' * 7 + b"[" + b"[[1]]," * 170_000 + b"1]" + b"}" * 7,
+        PayloadFormat.ZIGBEE2MQTT,
+    ),
+    "null": (
+        b"{" + b'"a":null,' * 1 + b'"b":[' + b"null," * 200_000 + b"null]}",
+        PayloadFormat.ZIGBEE2MQTT,
+    ),
+    "long base name": (
+        b'[{"bn":"' + b"n" * 900_000 + b'"},' + b'{"v":1},' * 10_000 + b'{"v":1}]',
+        PayloadFormat.SENML,
+    ),
+    "cbor": (b"\x9f" + b"\xa1\x02\x01" * 340_000 + b"\xff", PayloadFormat.AUTO),
+    "cbor claims": (b"\x9b" + b"\xff" * 8 + b"\xa1", PayloadFormat.SENML),
+    "cbor tags": (b"\x81" + b"\xc1" * 1_000_000, PayloadFormat.SENML),
+    "cbor fraction": (
+        cbor2.dumps([{0: "a", 2: cbor2.CBORTag(4, [2**60, 1])}] * 50_000),
+        PayloadFormat.SENML,
+    ),
+    "cbor big float": (cbor2.dumps([{0: "a", 2: cbor2.CBORTag(5, [10**9, 1])}]), PayloadFormat.SENML),
+    "metrics": (b"\x12\x00" * 520_000, PayloadFormat.SPARKPLUG_B),
+    "groups": (b"\x0b" * 1_000_000, PayloadFormat.SPARKPLUG_B),
+}
+
+
+def parse_heavy(kind: str) -> Parsed:
+    payload, form = HEAVY[kind]
+    assert len(payload) <= DEFAULTS.max_entry_bytes
+    parser = parser_of(topic_templates=("{device_id}",), payload_formats=(("#", form),))
+    return parse("d", payload, parser)
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_a_payload_of_a_mebibyte_costs_bounded_time(kind: str) -> None:
+    started = time.process_time()
+    parsed = parse_heavy(kind)
+    assert time.process_time() - started < 3  # tenths of a second; what is not linear takes minutes
+    assert parsed.rejections
+    assert len(parsed.readings) + len(parsed.rejections) <= DEFAULTS.max_readings_per_entry
+
+
+@pytest.mark.parametrize("kind", ["long name", "long base name"])
+def test_a_long_name_is_not_repeated_with_every_member_below_it(kind: str) -> None:
+    tracemalloc.start()
+    try:
+        assert parse_heavy(kind).rejections
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("payload", "form"),
+    [
+        (b'{"a": [' + b"1," * 100_000 + b"1]}", PayloadFormat.AUTO),
+        (json.dumps(SENML * 20_000).encode(), PayloadFormat.AUTO),
+        (encoded(*[{"name": b"a", "double_value": 1.0}] * 20_000), PayloadFormat.SPARKPLUG_B),
+    ],
+    ids=["json", "senml", "sparkplug"],
+)
+def test_members_are_made_only_as_far_as_they_are_asked_for(payload: bytes, form: PayloadFormat) -> None:
+    found = members(payload, "", form, ARRIVED_MS * 1000)
+    tracemalloc.start()
+    try:
+        assert len(list(islice(found, 10))) == 10
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+# Documentation
+
+
+def test_every_format_and_its_topics_are_documented() -> None:
+    text = (ROOT / "docs" / "payloads.md").read_text(encoding="utf-8")
+    for form in PayloadFormat:
+        assert f"`{form}`" in text
+    for template in DEFAULTS.topic_templates[5:9] + DEFAULTS.status_templates[4:]:
+        assert f"`{template}`" in text, template
+
+
+def test_every_reason_is_documented() -> None:
+    text = (ROOT / "docs" / "entries.md").read_text(encoding="utf-8")
+    for reason in Reason:
+        assert f"`{reason}`" in text, reason
