@@ -194,8 +194,8 @@ class Bridge:
             self._away = True
             self._warn("bridge_queue_full", "acknowledges nothing; waits for Redis, off the broker")
         if self._away and self._intake.relieved():
-            self._away = self._intake.overflowed = False
-            self._link.call_again()
+            self._intake.overflowed = False
+            self._away = not self._link.call_again()
         subscriptions = self._subscriptions
         if subscriptions.granted != self._told_granted:
             self._told_granted = subscriptions.granted

@@ -23,6 +23,8 @@ from retry import FIRST_REPEAT_SEC, LONGEST_REPEAT_SEC, describe
 KEEPALIVE_SEC = 20  # a broker that is frozen is noticed within twice this time
 SHORTEST_PAUSE_SEC = 1
 LONGEST_PAUSE_SEC = 30
+GOOD_BYE_SEC = 2.0  # that it may take: a broker that is frozen takes none
+_NOTHING = "sluice/nothing"  # a filter that nobody subscribes to: the broker answers when asked to end it
 _RECEIVE_MAXIMUM = 65_535  # where the broker names none (MQTT 5, 3.2.2.3.3)
 _REASONS = 50  # kept to tell repeats; there are fewer, but a message may hold something that changes
 
@@ -117,6 +119,8 @@ class Link:
         self._notes: deque[tuple[str, str, str]] = deque(maxlen=_REASONS)  # event, reason, remedy
         self._told_up = False
         self._next_client = 0.0
+        self._good_bye = threading.Event()
+        self._good_bye_until = 0.0
         self.acknowledged: deque[tuple[int, bool]] = deque()
         self.connected = False
         self.generation = 0
@@ -157,16 +161,33 @@ class Link:
         return worth
 
     def hang_up(self) -> None:
-        """Leave the broker for a while, with a good-bye: `call_again` comes back."""
-        self._lost()
-        self.client.on_connect = None
-        self.client.on_message = None
-        self.client.on_disconnect = None
-        self.client.disconnect()
+        """Leave the broker for a while, with a good-bye: `call_again` comes back.
 
-    def call_again(self) -> None:
-        """Connect after `hang_up`."""
+        A broker whose writing fails may leave unread what it was sent last, acknowledgements too, and
+        send again what they are for. So it has to answer something before the connection is closed.
+        """
+        client, said = self.client, threading.Event()
+        self._good_bye, self._good_bye_until = said, self._clock() + GOOD_BYE_SEC
+        self._lost()
+        client.on_connect = None
+        client.on_message = None
+        client.on_disconnect = lambda *_: said.set()
+
+        def answered(*_: Any) -> None:
+            client.disconnect()
+
+        client.on_unsubscribe = answered
+        if client.unsubscribe(_NOTHING)[0] is not MQTTErrorCode.MQTT_ERR_SUCCESS:
+            client.disconnect()
+            said.set()
+
+    def call_again(self) -> bool:
+        """Connect after `hang_up`. False: not yet, the good-bye is still on its way."""
+        if not self._good_bye.is_set() and self._clock() < self._good_bye_until:
+            return False
+        self.client.disconnect()
         self._replace()
+        return True
 
     def _replace(self) -> None:
         self.client = self._made()
@@ -188,6 +209,11 @@ class Link:
 
     def stop(self, timeout: float) -> None:
         """Say good-bye to the broker and end paho's thread. Returns in `timeout` seconds at the latest."""
+        if self._listener and self.connected:
+            answered = threading.Event()
+            self.client.on_unsubscribe = lambda *_: answered.set()
+            self.client.unsubscribe(_NOTHING)
+            answered.wait(timeout / 2)  # until the acknowledgements have been read: see `hang_up`
         self.connected = False  # so that this end of the connection is not told as a loss
         self.client.disconnect()
         self.drop()
