@@ -359,7 +359,21 @@ def test_nothing_is_acknowledged_while_redis_is_away_and_nothing_is_lost(
     assert bridge.health_check()["running"] is False
 
 
-def test_a_full_redis_is_waited_for_and_what_it_took_is_not_sent_again(
+def test_what_redis_has_confirmed_is_not_sent_again_beside_what_it_refused(
+    one_mosquitto: Mosquitto, start: Start, client: redis.Redis, redis_url: str
+) -> None:
+    bridge = start(options_for(one_mosquitto, redis_url, shards=16, linger_sec=0.3))
+    ready(bridge)
+    client.set("mqtt_stream:shard:6", "in the way of d1")
+    messages = [*readings(3, "kitchen"), *readings(3, first=3)]
+    publish(one_mosquitto, messages)
+    wait_until(lambda: bridge.stats.errors >= 2)
+    client.delete("mqtt_stream:shard:6")
+    wait_until(lambda: bridge.stats.messages_acknowledged == 6)
+    assert payloads(client) == Counter(payload for _, payload in messages)
+
+
+def test_a_full_redis_is_waited_for(
     one_mosquitto: Mosquitto, start: Start, client: redis.Redis, redis_url: str
 ) -> None:
     bridge = start(options_for(one_mosquitto, redis_url))
