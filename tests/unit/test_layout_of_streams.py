@@ -257,8 +257,17 @@ def test_a_device_whose_clock_was_never_set_keeps_its_time(seconds: int) -> None
 
 def test_a_message_at_the_limit_of_an_entry_stays_within_it() -> None:
     one = message("devices/d1/telemetry", json.dumps({"a": "é" * 900}, ensure_ascii=False).encode())
-    parsed = [read(addition) for addition in composed(Layout.SERIES, one)]
-    assert [reading.value_text for part in parsed for reading in part.readings] == ["é" * 900]
+    (addition,) = composed(Layout.SERIES, one)
+    assert addition.stream == b"mqtt_stream:d1:a"
+    assert [reading.value_text for reading in read(addition).readings] == ["é" * 900]
+
+
+def test_a_message_whose_reading_would_outgrow_an_entry_goes_as_it_is() -> None:
+    limits = Limits(topic_templates=("{device_id}",), max_entry_bytes=91)
+    one = message("d", b'{"ts":1,"a":1e15}')
+    (addition,) = composed(Layout.SERIES, one, limits)
+    assert [reading.value for reading in read(addition, limits).readings] == [1e15]
+    assert as_dict(addition)[b"payload"] == one.payload
 
 
 def test_a_message_too_large_for_an_entry_is_handed_on_for_workers_to_reject() -> None:

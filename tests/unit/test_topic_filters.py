@@ -109,3 +109,21 @@ def test_filters_come_from_templates_in_their_order() -> None:
 def test_filters_share_topics_or_not(one: str, other: str, shared: bool) -> None:
     assert bool(overlapping([one, other])) is shared
     assert bool(overlapping([other, one])) is shared
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "does"),
+    [
+        ("a/+", "a/#", False),
+        ("+", "#", False),
+        ("a/#", "a/+", True),
+        ("a/#", "a", True),
+        ("+/a", "$s/a", False),
+        ("+", "$s", False),
+        ("$s/#", "$s/a", True),
+        ("+/+", "a/b", True),
+    ],
+)
+def test_a_filter_covers_another_or_not(wide: str, narrow: str, does: bool) -> None:
+    assert covers(wide, narrow) is does
+    assert (matched(narrow) <= matched(wide)) is does
