@@ -20,14 +20,16 @@ from config import Settings
 from parse import Parser
 from schema import DeviceStatus, Entry, Parsed, Reason
 from tests.emqx_eval import RuleFailed
-from tests.emqx_rules import FOLDER, commands, handed_over, load, matches_any, render_log
+from tests.emqx_rules import FOLDER, commands, handed_over, load, render_log
 from tests.emqx_sql import parse_rule
+from tests.payload_examples import EXAMPLES, NOON_MS, Example
 from tests.support import ROOT
 from wiring import limits
 
 RECEIVED_MS = 1_700_000_000_000
 ENTRY_ID = b"1700000000500-0"
-PARSER = Parser(limits(Settings.model_construct()))  # the defaults, whatever the environment says
+DEFAULTS = Settings.model_construct()  # whatever the environment says
+PARSER = Parser(limits(DEFAULTS))
 
 FILES = sorted(path.stem for path in FOLDER.glob("*.hocon"))
 LAYOUTS = [name for name in FILES if name != "actions"]
@@ -46,6 +48,10 @@ def entries(config: dict[str, Any], topic: str, payload: bytes) -> list[Entry]:
         assert command[2] == b"*"
         found.append(Entry(command[1], ENTRY_ID, command[3:]))
     return found
+
+
+def fields_of(entry: Entry) -> dict[bytes, bytes]:
+    return dict(zip(entry.fields[::2], entry.fields[1::2], strict=True))
 
 
 def parse(entry: Entry) -> Parsed:
@@ -173,11 +179,30 @@ def test_every_message_of_a_default_template_is_one_entry_of_its_device(topic: s
     assert not parsed.rejections
 
 
-def test_the_list_above_has_every_default_template_that_the_files_speak_of() -> None:
-    filters = [
-        f for rule in SHARDS["rule_engine"]["rules"].values() for f in parse_rule(rule["sql"]).filters
-    ]
-    assert all(any(matches_any(topic, [one]) for topic, _ in TOPICS) for one in filters)
+def sample_of(template: str) -> str:
+    """A topic that the template matches, with names that no other template has."""
+    return re.sub(r"\{([a-z_]+)\}", r"x-\1", template)
+
+
+@pytest.mark.parametrize("template", [*DEFAULTS.topic_templates, *DEFAULTS.status_templates])
+def test_every_default_template_is_carried_by_one_rule(template: str) -> None:
+    (entry,) = entries(SHARDS, sample_of(template), b"1")
+    assert fields_of(entry)[b"topic"] == sample_of(template).encode()
+
+
+@pytest.mark.parametrize(
+    "topic",
+    ["pico/events/rpc", "sensors/events/rpc", "pico/x/status", "sensors/x/status", "zigbee2mqtt/online"],
+)
+def test_a_topic_that_several_templates_match_is_carried_once(topic: str) -> None:
+    assert len(entries(SHARDS, topic, b"1")) == 1
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_payloads_of_real_devices_pass_as_they_are(example: Example) -> None:
+    (entry,) = entries(SHARDS, example.topic, example.payload)
+    assert fields_of(entry)[b"payload"] == example.payload
+    assert len(PARSER.parse(entry, NOON_MS * 1000).readings) == len(example.told)
 
 
 def test_all_messages_of_a_device_go_into_one_of_sixteen_shards() -> None:
@@ -196,7 +221,7 @@ levels = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characte
 def test_a_payload_passes_as_the_bytes_that_came(sensor: str, device: str, payload: bytes) -> None:
     topic = f"pico/{sensor}/{device}"
     (entry,) = entries(SHARDS, topic, payload)
-    fields = dict(zip(entry.fields[::2], entry.fields[1::2], strict=True))
+    fields = fields_of(entry)
     assert fields[b"payload"] == payload
     assert fields[b"topic"] == topic.encode()
     assert re.fullmatch(rb"mqtt_stream:shard:(?:[0-9]|1[0-5])", entry.stream)
