@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 
 import redis_client
 from standalone.servers import Valkey
@@ -125,3 +129,71 @@ def test_every_message_the_broker_accepted_is_stored_once_though_bridge_redis_an
         for process in (bridges.daemon, simulator):
             if process and process.process.poll() is None:
                 process.kill()
+
+
+LARGE = 12_000
+PAYLOAD_BYTES = 2_000
+MOST_GROWTH_BYTES = 16_000_000
+
+
+def resident(daemon: Daemon) -> int:
+    """Bytes of memory that a process holds."""
+    pages = int(Path(f"/proc/{daemon.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def publish_large(broker: Broker) -> None:
+    """Twenty-four megabytes of messages, all of them accepted by the broker."""
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id="flood")
+    client.max_inflight_messages_set(500)
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    sent = []
+    for number in range(LARGE):
+        payload = json.dumps({"number": number}).ljust(PAYLOAD_BYTES).encode()
+        sent.append(client.publish(f"devices/d{number % 50}/telemetry", payload, qos=1))
+        if number % 500 == 499:
+            sent[-1].wait_for_publish(60)
+    for one in sent:
+        one.wait_for_publish(60)
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_a_redis_that_is_frozen_makes_the_broker_wait_and_no_memory_grow(
+    keeping_broker: Broker, own_valkey: Valkey, tmp_path: Path
+) -> None:
+    environment = {
+        "MQTT_URL": keeping_broker.url(),
+        "REDIS_URL": own_valkey.url,
+        "BRIDGE_NAME": "slow",
+        "BRIDGE_TOPICS": "devices/+/telemetry",
+        "BRIDGE_QUEUE_BYTES": "1000000",
+    }
+    bridge = Daemon(environment, tmp_path / "bridge.log", "bridge")
+    assert own_valkey.process
+    redis_pid = own_valkey.process.pid
+    try:
+        bridge.wait_for("mqtt_subscribed")
+        before = resident(bridge)
+        os.kill(redis_pid, signal.SIGSTOP)
+        publish_large(keeping_broker)
+        bridge.wait_for("bridge_queue_full", 60)
+        grown = resident(bridge) - before
+        assert grown < MOST_GROWTH_BYTES, f"{grown:,} bytes"
+        os.kill(redis_pid, signal.SIGCONT)
+        wait_until(partial(has_entries, own_valkey, LARGE), 120, f"{LARGE} entries")
+        assert resident(bridge) - before < 2 * MOST_GROWTH_BYTES
+        assert bridge.terminate() == 0
+        with redis_client.connect(own_valkey.url, 10) as client:
+            streams = list(client.scan_iter("mqtt_stream:shard:*", count=1000))
+            found = {
+                bytes(fields[fields.index(b"payload") + 1])
+                for stream in streams
+                for _, fields in redis_client.execute(client, "XRANGE", stream, "-", "+")
+            }
+        assert len(found) == LARGE
+    finally:
+        os.kill(redis_pid, signal.SIGCONT)
+        if bridge.process.poll() is None:
+            bridge.kill()
