@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from zlib import crc32
 
 from paho.mqtt.client import topic_matches_sub
 
 _CACHED = 50_000
+_NUMBERS = 268_000_000  # identifiers end at 268,435,455
 
 
 def filters_of(templates: Sequence[str]) -> tuple[str, ...]:
@@ -59,16 +61,23 @@ class Copies:
 
     `numbered`: the filters that share topics with others, by their place, and the subscription identifier
     that each is asked for with. The first of them that matches a topic is the one that counts.
+
+    Other filters make other identifiers: a session may hold messages for those of earlier settings, of
+    which nothing is known but that they must not be taken for copies.
     """
 
     def __init__(self, filters: Sequence[str]) -> None:
         shared = {one for pair in overlapping(filters) for one in pair}
-        self.numbered = {place: place + 1 for place, one in enumerate(filters) if one in shared}
+        first = 1 + crc32("\n".join(filters).encode()) % _NUMBERS
+        self.numbered = {place: first + place for place, one in enumerate(filters) if one in shared}
+        self._ours = frozenset(self.numbered.values())
         self._filters = filters
         self._counts: dict[str, int] = {}  # topic: the identifier that counts
 
     def is_copy(self, topic: str, numbers: Sequence[int]) -> bool:
-        """`numbers`: the identifiers that the message carries. No copy where they are of unknown ones."""
+        """`numbers`: the identifiers that the message carries. No copy where one of them is not ours."""
+        if not self._ours.issuperset(numbers):
+            return False
         counts = self._counts.get(topic)
         if counts is None:
             matching = (

@@ -57,3 +57,16 @@ def test_of_the_copies_of_a_message_the_one_of_the_first_filter_counts() -> None
 def test_a_message_of_a_filter_that_is_not_known_is_no_copy() -> None:
     copies = Copies(["a/+", "+/b"])
     assert not copies.is_copy("c/d", [7])
+
+
+def test_a_message_that_waited_for_filters_of_earlier_settings_is_no_copy() -> None:
+    before, after = Copies(["x/+", "+/b"]), Copies(["a/+", "x/+", "+/b"])
+    old = before.numbered[1]
+    assert before.is_copy("x/b", [old])
+    assert not after.is_copy("x/b", [old])
+    assert not after.is_copy("a/b", [old])
+
+
+def test_identifiers_are_those_that_mqtt_allows() -> None:
+    many = [f"{number}/+" for number in range(2000)] + ["+/x"]
+    assert all(1 <= number <= 268_435_455 for number in Copies(many).numbered.values())
