@@ -189,7 +189,7 @@ class Bridge:
         if not self._stop.is_set():
             return False
         self._intake.close()
-        return not self._intake.waiting()
+        return self._stop.overdue() or not self._intake.waiting()
 
     def _composed(self, batch: Sequence[Message]) -> Iterator[Sequence[Addition]]:
         """What the messages become, in parts: one message may be a thousand entries."""
@@ -239,7 +239,9 @@ class Bridge:
         self._carried.tell(self._intake.waiting(), last=True)
         self._client.close()
         self._running = False
-        structlog.get_logger().info("bridge_stopped", **self._stats.as_dict())
+        # What still waits is not acknowledged: the broker has it.
+        left = self._intake.waiting()
+        structlog.get_logger().info("bridge_stopped", waiting=left, **self._stats.as_dict())
 
     def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
         ends = self._clock() + seconds
@@ -282,7 +284,7 @@ class Bridge:
             return
         route = self._router.route(topic)
         wanted = True
-        if self._subscriptions.is_copy(topic, message.properties):
+        if self._subscriptions.is_copy(topic, bytes(message.payload), message.properties):
             stats.messages_copied += 1
             wanted = False
         elif message.retain and not (route.status or self._options.take_retained):

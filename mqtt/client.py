@@ -130,9 +130,9 @@ class Link:
     def hang_up(self) -> None:
         """Leave the broker for a while, with a good-bye: `call_again` comes back. Takes up to 1 s."""
         self._await_broker(LAST_WORD_SEC)
+        self._away = True
         self._lost()
-        client, self._away = self.client, True
-        client.disconnect()
+        self.client.disconnect()
 
     def call_again(self) -> None:
         """Connect after `hang_up`."""
@@ -146,8 +146,14 @@ class Link:
         """
         if self._listener and self.connected:
             answered = threading.Event()
-            self.client.on_unsubscribe = lambda *_: answered.set()
-            self.client.unsubscribe(_NOBODYS)
+            asked: int | None = None
+
+            def heard(_client: paho.Client, _data: Any, mid: int, *_: Any) -> None:
+                if asked is None or mid == asked:  # None: the answer was quicker than our noting it
+                    answered.set()
+
+            self.client.on_unsubscribe = heard
+            _, asked = self.client.unsubscribe(_NOBODYS)
             answered.wait(timeout)
 
     def _replace(self) -> None:
