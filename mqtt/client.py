@@ -42,6 +42,11 @@ _REMEDIES = {
 }
 
 
+_UNANSWERED = (
+    "see the broker's log; does it ask for TLS (mqtts://), or for a certificate (MQTT_CERTIFICATE)?"
+)
+
+
 class Listener(Protocol):
     """Who receives. Every call comes from paho's thread, and must not block.
 
@@ -103,6 +108,7 @@ class Link:
         self._away = False  # left on purpose: whatever still connects is not wanted
         self._connected_at = -inf
         self._short = 0  # connections in a row that ended soon
+        self._answered = False  # CONNACK has come
         self.generation = 0
         self.receive_maximum = _RECEIVE_MAXIMUM
         self.client = self._made()
@@ -217,6 +223,7 @@ class Link:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
+        self._answered = True
         if reason.is_failure:
             words = str(reason)
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
@@ -241,6 +248,8 @@ class Link:
         error = sys.exc_info()[1]  # paho calls this while it handles the error, which it does not pass on
         reason = describe(error) if error else "no answer"
         remedy = "check MQTT_URL, and that the broker runs"
+        if self._options.url.startswith("mqtts:"):
+            remedy += " and speaks TLS on this port"
         if isinstance(error, ssl.SSLError):
             remedy = "check MQTT_CA_CERTIFICATE, MQTT_CERTIFICATE and the name in the broker's certificate"
         self._note("mqtt_unreachable", reason, remedy)
@@ -264,6 +273,9 @@ class Link:
             self._short = self._short + 1 if soon else 0
             remedy = f"is another process connected as {self._options.client_id!r}? Names must be unique"
             self._note("mqtt_disconnected", words, remedy if self._short >= OFTEN else "")
+        elif not self._answered:
+            self._note("mqtt_refused", "closed before the broker answered", _UNANSWERED)
+        self._answered = False
 
     def _on_publish(
         self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
