@@ -11,9 +11,9 @@ import json
 import math
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 import cbor2
 
@@ -26,13 +26,27 @@ MAX_DEPTH = 8
 _RELATIVE_BELOW = 2**28  # seconds (RFC 8428, 4.5.3)
 _LATEST = 10**11
 _LONGEST_BASE = 2 * values.MAX_NAME  # it repeats in every name, and longer ones are refused anyway
+MAX_UNIT = 100  # characters
 _VALUES = ("v", "vs", "vb", "vd")
 _WHAT_THEY_HOLD = frozenset({*_VALUES, "s"})
 # RFC 8428, table 4
 _LABELS = {-1: "bver", -2: "bn", -3: "bt", -4: "bu", -5: "bv", -6: "bs"} | dict(
     enumerate(("n", "u", "v", "vs", "vb", "s", "t", "ut", "vd"))
 )
+# What the decoder would compute at once, in quadratic time or worse, or multiply by reference: times,
+# numbers of any length, patterns, sets, shared values. SenML needs none but decimal fractions (4).
+_REFUSED_TAGS = (
+    *(0, 1, 2, 3, 5, 25, 28, 29, 30, 35, 36, 37, 100),
+    *(256, 258, 260, 261, 1004, 43000, 55799),
+)
 Record = dict[Any, Any]
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise ValueError("a tag that SenML does not need")
+
+
+_TAGS = dict.fromkeys(_REFUSED_TAGS, _refuse)
 
 
 def is_pack(document: list[Any]) -> bool:
@@ -49,8 +63,10 @@ def is_pack(document: list[Any]) -> bool:
 def decode_cbor(payload: bytes) -> list[Any]:
     """The records of a pack in CBOR, still under their numbers. Raises: `Bad`."""
     try:
-        document = cbor2.loads(payload, max_depth=MAX_DEPTH, allow_duplicate_keys=False)
-    # Some tags are computed at once (times, fractions, patterns): theirs are the errors beside the first.
+        document = cbor2.loads(
+            payload, max_depth=MAX_DEPTH, allow_duplicate_keys=False, semantic_decoders=_TAGS
+        )
+    # Decimal fractions are computed at once: theirs are the errors beside the first.
     except (cbor2.CBORDecodeError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         sentence = f"the payload is not CBOR that can be read: {type(error).__name__}"
         raise Bad(Reason.PAYLOAD_NOT_CBOR, sentence, values.excerpt(payload)) from None
@@ -70,6 +86,7 @@ class _Base:
     unit: object = None
     value: float = 0.0
     sum: float | None = None
+    metadata: dict[str, bytes] = field(default_factory=dict)  # by unit, each built once
 
 
 def members(document: list[Any], context: Context) -> Iterator[Member]:
@@ -85,9 +102,9 @@ def members(document: list[Any], context: Context) -> Iterator[Member]:
 
 
 def _labelled(raw: Record) -> Record:
-    """Numbers to labels; numbers that the RFC does not know are extensions that may be passed over."""
+    """Numbers to labels; what the RFC does not know are extensions that may be passed over."""
     return {
-        _LABELS.get(label, "") if isinstance(label, int) else str(label): value
+        label if isinstance(label, str) else _LABELS.get(label, "") if type(label) is int else "": value
         for label, value in raw.items()
     }
 
@@ -102,12 +119,12 @@ def _take_base(base: _Base, record: Record) -> None:
         base.name = record["bn"][:_LONGEST_BASE]
     if "bu" in record:
         base.unit = record["bu"]
-    for label, field in (("bt", "time"), ("bv", "value"), ("bs", "sum")):
+    for label, attribute in (("bt", "time"), ("bv", "value"), ("bs", "sum")):
         if label in record:
             number = _number(record[label])
             if number is None or not math.isfinite(number):
                 raise _malformed(f"the base field {label} is no number")
-            setattr(base, field, number)
+            setattr(base, attribute, number)
 
 
 def _record(record: Record, base: _Base, context: Context) -> Iterator[Member]:
@@ -125,7 +142,11 @@ def _record(record: Record, base: _Base, context: Context) -> Iterator[Member]:
     elif held or "s" in record:
         time = _time(record, base, context.arrival_us)
         unit = record.get("u", base.unit)
-        metadata = json.dumps({"unit": unit}).encode() if isinstance(unit, str) and unit else None
+        if isinstance(unit, str) and len(unit) > MAX_UNIT:
+            sentence = f"the unit has {len(unit)} characters, at most {MAX_UNIT} are stored"
+            yield Member(sensor, _malformed(sentence))
+            return
+        metadata = _metadata(unit, base)
         if held:
             yield Member(sensor, _value(held[0], record, base), time, False, metadata)
         if "s" in record or base.sum is not None:
@@ -133,6 +154,15 @@ def _record(record: Record, base: _Base, context: Context) -> Iterator[Member]:
             yield Member(join(sensor, "sum"), total, time, False, metadata)
     elif not any(label.startswith("b") for label in record):
         yield Member(sensor, Bad(Reason.VALUE_MISSING, "the record has neither a value nor a sum"))
+
+
+def _metadata(unit: object, base: _Base) -> bytes | None:
+    if not isinstance(unit, str) or not unit:
+        return None
+    found = base.metadata.get(unit)
+    if found is None:
+        found = base.metadata[unit] = json.dumps({"unit": unit}).encode()
+    return found
 
 
 def _value(label: str, record: Record, base: _Base) -> object:

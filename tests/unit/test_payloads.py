@@ -387,6 +387,32 @@ def test_cbor_takes_its_numbers_for_labels_and_decimal_fractions_for_numbers() -
     assert told(parsed) == {"x/a": 21.5}
 
 
+def test_a_label_in_cbor_that_is_neither_number_nor_text_is_passed_over() -> None:
+    labels = (True, (1, (2, 3)), b"n", 1.0)
+    parsed = parse("devices/d/telemetry", cbor2.dumps([{0: "a", 2: 3, **dict.fromkeys(labels, 9)}]))
+    (reading,) = parsed.readings
+    assert (reading.sensor_type, reading.value, reading.metadata) == ("a", 3.0, None)
+
+
+def test_a_unit_of_more_than_a_hundred_characters_is_refused_with_the_records_that_have_it() -> None:
+    parsed = senml(
+        {"n": "a", "v": 1, "u": "u" * 100},
+        {"bu": "b" * 101, "n": "b", "v": 2},
+        {"n": "c", "v": 3, "u": "c" * 101},
+        {"n": "d", "v": 4, "u": "C"},
+        {"n": "e", "v": 5, "s": 6},
+    )
+    assert told(parsed) == {"a": 1.0, "d": 4.0}
+    assert refused(parsed) == dict.fromkeys("bce", Reason.RECORD_MALFORMED)
+
+
+def test_the_metadata_of_a_unit_is_built_once() -> None:
+    pack = json.dumps([{"n": "a", "u": "Cel", "v": 1}, {"n": "b", "bu": "Cel", "v": 2}, {"n": "c", "v": 3}])
+    told_units = [member.metadata for member in members(pack.encode(), "")]
+    assert told_units[0] == b'{"unit": "Cel"}'
+    assert all(unit is told_units[0] for unit in told_units)
+
+
 def test_an_array_of_plain_objects_is_not_taken_for_senml() -> None:
     assert told(parse("devices/d/telemetry", b'[{"t": 1, "v": 2}, {"name": "x"}]')) == {
         "0.t": 1.0,
@@ -588,8 +614,49 @@ def test_whatever_the_payload_under_whichever_format_only_bad_is_raised(
     check_storable(parsed, DEFAULTS, (ARRIVED_MS + 3_600_000) * 1000)
 
 
+def tagged(tag: int, content: object) -> bytes:
+    """A pack with a value under a tag."""
+    return cbor2.dumps([{0: "a", 2: cbor2.CBORTag(tag, content)}])
+
+
+def referring(levels: int) -> bytes:
+    """A pack in which each label holds the one before 200 times, by reference: 200 ** levels in full."""
+    first = b"\xa1\xd8\x1c\x82\x01\x02\x00"
+    more = [
+        b"\xa1\xd8\x1c\x98\xc8" + (b"\xd8\x1d" + cbor2.dumps(below)) * 200 + b"\x00"
+        for below in range(levels)
+    ]
+    return b"\x98" + bytes([levels + 1]) + first + b"".join(more)
+
+
+BIG = cbor2.dumps((1 << 3_900_000) - 12345)
+# What cbor2 would compute by itself, for seconds up to for ever, or fail at with an error of Python's
+COMPUTED = {
+    "label of a big number": b"\x81\xa1\x81" + cbor2.dumps(10**4301) + b"\x01",
+    "label of a fraction": b"\x81\xa1\xd8\x1e\x82" + cbor2.dumps(1 << 20000) + b"\x03\x01",
+    "labels by reference": referring(6),
+    "fraction of big numbers": b"\x81\xa1\x02\xd8\x1e\x82" + BIG + cbor2.dumps(3**2_400_000),
+    "decimal fraction of a big number": b"\x81\xa1\x02\xc4\x82\x20" + BIG,
+    "decimal fraction of a text": tagged(4, [-1, "9" * 900_000]),
+    "big float": b"\x81\xa1\x02\xc5\x82\x20" + BIG,
+    "big exponent": tagged(5, [10**8, 3]),
+    "pattern": tagged(35, "a{1,60000}" * 5000),
+    "mail": tagged(36, "Content-Type: multipart/mixed; boundary=a\n\n" + "--a\n" * 200_000),
+    "time": tagged(1, 1e300),
+    "time in text": tagged(0, "2" * 500_000),
+    "set": tagged(258, [[1]]),
+}
 # One step over 1 MiB, in every way that a format can be made to work hard
 HEAVY = {
+    **{f"cbor {name}": (payload, PayloadFormat.AUTO) for name, payload in COMPUTED.items()},
+    "long base unit": (
+        b'[{"bn":"a","bu":"' + "é".encode() * 400_000 + b'"}' + b',{"v":1}' * 990 + b"]",
+        PayloadFormat.AUTO,
+    ),
+    "long base unit in cbor": (
+        cbor2.dumps([{-2: "a", -4: "é" * 400_000}] + [{2: 1}] * 990),
+        PayloadFormat.AUTO,
+    ),
     "wide": (b"[" + b"1," * 500_000 + b"1]", PayloadFormat.AUTO),
     "empty": (b"[" + b"[]," * 340_000 + b"[]]", PayloadFormat.AUTO),
     "long name": (b'{"' + b"n" * 900_000 + b'": [' + b"1," * 50_000 + b"1]}", PayloadFormat.AUTO),
@@ -635,8 +702,15 @@ def test_a_payload_of_a_mebibyte_costs_bounded_time(kind: str) -> None:
     assert len(parsed.readings) + len(parsed.rejections) <= DEFAULTS.max_readings_per_entry
 
 
-@pytest.mark.parametrize("kind", ["long name", "long base name"])
-def test_a_long_name_is_not_repeated_with_every_member_below_it(kind: str) -> None:
+@pytest.mark.parametrize("payload", COMPUTED.values(), ids=COMPUTED)
+def test_what_a_cbor_decoder_would_compute_is_refused_unread(payload: bytes) -> None:
+    assert refused(parse("devices/d/telemetry", payload)) == {"": Reason.PAYLOAD_NOT_CBOR}
+
+
+@pytest.mark.parametrize(
+    "kind", ["long name", "long base name", "long base unit", "long base unit in cbor"]
+)
+def test_a_long_text_is_not_repeated_with_every_member_below_it(kind: str) -> None:
     tracemalloc.start()
     try:
         assert parse_heavy(kind).rejections
