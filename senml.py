@@ -21,7 +21,7 @@ import values
 from formats import Context, join
 from schema import Bad, Member, Reason
 
-VERSION = 10
+VERSIONS = frozenset({*range(1, 11), 26})  # up to RFC 8428's, and that with the units of RFC 9100
 MAX_DEPTH = 8
 _RELATIVE_BELOW = 2**28  # seconds (RFC 8428, 4.5.3)
 _LATEST = 10**11
@@ -39,6 +39,7 @@ _REFUSED_TAGS = (
     *(0, 1, 2, 3, 5, 25, 28, 29, 30, 35, 36, 37, 100),
     *(256, 258, 260, 261, 1004, 43000, 55799),
 )
+_FIELDS = frozenset(_LABELS.values())
 Record = dict[Any, Any]
 
 
@@ -49,11 +50,16 @@ def _refuse(*_: object) -> NoReturn:
 _TAGS = dict.fromkeys(_REFUSED_TAGS, _refuse)
 
 
-def is_pack(document: list[Any]) -> bool:
-    """Whether a JSON array reads as SenML: objects only, of which one has a name and one a value."""
-    named = valued = False
+def is_pack(document: list[Any], named: bool) -> bool:
+    """Whether a JSON array reads as SenML: objects with the RFC's fields only, of which one has a value,
+    and one a name, unless the topic names the sensor (`named`).
+    """
+    valued = False
     for record in document:
         if not isinstance(record, dict):
+            return False
+        # A label that ends in _ is the RFC's way to say that it must be understood (4.4).
+        if not _FIELDS.issuperset(label for label in record if label[-1:] != "_"):
             return False
         named = named or isinstance(record.get("n", record.get("bn")), str)
         valued = valued or not _WHAT_THEY_HOLD.isdisjoint(record)
@@ -110,9 +116,8 @@ def _labelled(raw: Record) -> Record:
 
 
 def _take_base(base: _Base, record: Record) -> None:
-    if "bver" in record and _number(record["bver"]) != VERSION:
-        # Versions above 10 have not been defined, nor has what a reader would do with them.
-        raise _malformed(f"the pack's version is not {VERSION}")
+    if "bver" in record and _number(record["bver"]) not in VERSIONS:
+        raise _malformed("the pack's version is neither one up to 10 nor 26")
     if "bn" in record:
         if not isinstance(record["bn"], str):
             raise _malformed("the base name is no text")
