@@ -233,16 +233,10 @@ class EdgeSettings(BaseSettings):
         description="comma-separated; topics on which a device's status comes, tried after those; ,: none",
     )
     payload_formats: PayloadFormats = Field(
-        (
-            "tele/+/SENSOR=tasmota",
-            "zigbee2mqtt/+=zigbee2mqtt",
-            "+/events/rpc=shelly",
-            "application/+/device/+/event/up=chirpstack",
-            "v3/+/devices/+/up=things_stack",
-            "spBv1.0/#=sparkplug_b",
-        ),
-        description="comma-separated filter=format: what comes on which topics, first match wins; what "
-        "matches none is recognised (docs/payloads.md); ,: none",
+        (),
+        description="comma-separated filter=format: what comes on which topics, first match wins, before "
+        "the makers' own topics, which #=auto at the end lifts; what matches none is recognised "
+        "(docs/payloads.md)",
     )
     device_timezone: TimeZone | None = Field(
         None,

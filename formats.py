@@ -19,10 +19,19 @@ MAX_NESTING = 8
 # A prefix repeats in the name of every member below it. Longer ones are refused anyway, so they are cut.
 _LONGEST_PREFIX = 2 * values.MAX_NAME
 _LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?", re.ASCII)
-_CLOCK_SET = 1_000_000_000  # Unix seconds, in 2001
-_TASMOTA_LEFT_OUT = frozenset({"Time", "Epoch", "Id", "TotalStartTime"})
+CLOCK_SET_US = 978_307_200_000_000  # the beginning of 2001
+# At the top. `…Unit` is left out there too: see `tasmota`.
+_TASMOTA_LEFT_OUT = frozenset({"Time", "Epoch"})
+_TASMOTA_ANYWHERE = frozenset({"Id", "TotalStartTime"})
 _ZIGBEE_LEFT_OUT = frozenset({"last_seen", "elapsed", "device", "update", "update_available"})
-_SHELLY_LEFT_OUT = frozenset({"id", "ts", "minute_ts"})
+_SHELLY_ANYWHERE = frozenset({"minute_ts"})
+# Of these components: clocks, versions to be had, addresses of people's networks. Those are no readings.
+_SHELLY_LEFT_OUT = {
+    "sys": frozenset({"time", "unixtime", "mac", "available_updates"}),
+    "wifi": frozenset({"sta_ip", "sta_ip6", "ssid", "bssid"}),
+    "eth": frozenset({"ip", "ip6"}),
+}
+_CHIRPSTACK = frozenset({"deduplicationId", "deviceInfo"})
 
 Object = dict[str, Any]
 
@@ -47,13 +56,14 @@ def nested(
     prefix: str,
     time: object,
     left_out: frozenset[str] = frozenset(),
-    blank: tuple[object, ...] = (),
+    sparse: bool = False,
     parts: int = 1,
 ) -> Iterator[Member]:
     """The members of an object or array, names joined with a dot, elements of an array by their index.
 
-    `left_out`: names that are no readings, at any level. `blank`: values that mean "none". What lies deeper
-    than `MAX_NESTING` is rejected, each by itself. Lazy: who stops early has built nothing for the rest.
+    `left_out`: names that are no readings, at any level. `sparse`: null and "" say that there is no value,
+    and are no members. What lies deeper than `MAX_NESTING` is rejected, each by itself. Lazy: who stops
+    early has built nothing for the rest.
     """
     prefix = prefix[:_LONGEST_PREFIX]
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -61,13 +71,26 @@ def nested(
             continue
         name = join(prefix, str(key))
         if not isinstance(value, dict | list):
-            if not any(value is none or value == none for none in blank):
+            if not (sparse and (value is None or value == "")):
                 yield Member(name, value, time)
         elif value and parts == MAX_NESTING:
             sentence = f"the value is nested deeper than {MAX_NESTING} levels"
             yield Member(name, Bad(Reason.VALUE_UNSUPPORTED, sentence), time)
         elif value:
-            yield from nested(value, name, time, left_out, blank, parts + 1)
+            yield from nested(value, name, time, left_out, sparse, parts + 1)
+
+
+def clock(time: object) -> object:
+    """A time before 2001 is no time: a device whose clock was never set, or one that takes seconds for
+    milliseconds. What is no time at all stays as it is, to be refused with every member.
+    """
+    if time is None:
+        return None
+    try:
+        micros = values.json_time(time)
+    except Bad as bad:
+        return None if bad.reason is Reason.TIMESTAMP_BEFORE_1970 else time
+    return None if micros < CLOCK_SET_US else values.Instant(micros)
 
 
 def tasmota(document: Object, context: Context) -> Iterator[Member]:
@@ -75,11 +98,15 @@ def tasmota(document: Object, context: Context) -> Iterator[Member]:
 
     `Time` has no zone: it counts only where the zone of the devices is set.
     """
-    units = {name for name in document if name.endswith("Unit")}
     time = document.get("Epoch", document.get("Time"))
     if isinstance(time, str) and _LOCAL_TIME.fullmatch(time):
         time = _local(time, context.zone) if context.zone else None
-    return nested(document, context.sensor, _clock(time), _TASMOTA_LEFT_OUT | units)
+    told = {
+        name: value
+        for name, value in document.items()
+        if name not in _TASMOTA_LEFT_OUT and not name.endswith("Unit")
+    }
+    return nested(told, context.sensor, clock(time), _TASMOTA_ANYWHERE, sparse=True)
 
 
 def _local(time: str, zone: tzinfo) -> object:
@@ -92,46 +119,60 @@ def _local(time: str, zone: tzinfo) -> object:
 
 def zigbee2mqtt(document: Object, context: Context) -> Iterator[Member]:
     """`zigbee2mqtt/<name>`: what the device exposes. Null and "" stand for what is not known (yet)."""
-    return nested(document, context.sensor, document.get("last_seen"), _ZIGBEE_LEFT_OUT, (None, ""))
+    told = {name: value for name, value in document.items() if name not in _ZIGBEE_LEFT_OUT}
+    return nested(told, context.sensor, clock(document.get("last_seen")), sparse=True)
 
 
 def shelly(document: Object, context: Context) -> Iterator[Member]:
     """`<device>/events/rpc` of Gen2 and later: what changed, or all there is, by component.
 
-    A `NotifyEvent` becomes a text `component.event`. Null announces that a key is gone.
+    A `NotifyEvent` becomes a text `component.event`, and what it brings along `component.data.…`. Null
+    announces that a key is gone.
     """
     method, params = document.get("method"), document.get("params")
     if isinstance(params, dict):
-        time = _clock(params.get("ts"))
+        time = clock(params.get("ts"))
         if method in ("NotifyStatus", "NotifyFullStatus"):
-            return nested(params, context.sensor, time, _SHELLY_LEFT_OUT, (None,))
+            return _shelly_status(params, context.sensor, time)
         if method == "NotifyEvent" and isinstance(params.get("events"), list):
-            return (_shelly_event(event, context.sensor, time) for event in params["events"])
+            return _shelly_events(params["events"], context.sensor, time)
     raise _unexpected("no NotifyStatus, NotifyFullStatus or NotifyEvent of a Shelly")
 
 
-def _shelly_event(event: object, sensor: str, time: object) -> Member:
-    if not isinstance(event, dict) or not isinstance(event.get("component"), str):
-        return Member(join(sensor, "event"), Bad(Reason.VALUE_UNSUPPORTED, "the event names no component"))
-    own = _clock(event.get("ts"))
-    return Member(
-        join(sensor, event["component"] + ".event"), event.get("event"), time if own is None else own
-    )
+def _shelly_status(params: Object, sensor: str, time: object) -> Iterator[Member]:
+    for component, status in params.items():
+        told = status
+        if component == "ts":
+            continue
+        if isinstance(status, dict):
+            left_out = _SHELLY_LEFT_OUT.get(component, frozenset())
+            told = {name: value for name, value in status.items() if name != "id" and name not in left_out}
+        yield from nested({component: told}, sensor, time, _SHELLY_ANYWHERE, sparse=True)
 
 
-def _clock(time: object) -> object:
-    """Without the time from the network a device counts seconds from its start, or from 1970: no time."""
-    return None if isinstance(time, int | float) and time < _CLOCK_SET else time
+def _shelly_events(events: list[Any], sensor: str, time: object) -> Iterator[Member]:
+    for event in events:
+        component = event.get("component") if isinstance(event, dict) else None
+        if not isinstance(component, str):
+            odd = Bad(Reason.VALUE_UNSUPPORTED, "the event names no component")
+            yield Member(join(sensor, "event"), odd)
+            continue
+        own = clock(event.get("ts"))
+        told = {name: event[name] for name in ("event", "data") if name in event}
+        yield from nested({component: told}, sensor, time if own is None else own, sparse=True)
 
 
 def chirpstack(document: Object, context: Context) -> Iterator[Member]:
     """`application/…/device/…/event/up` of version 4: what the codec made of the frame, in `object`."""
-    if not isinstance(document.get("object"), dict):
+    decoded = document.get("object")
+    if not isinstance(decoded, dict):
+        if not document.get("data") and not _CHIRPSTACK.isdisjoint(document):
+            return iter(())  # a frame without data, which a device sends to be heard
         raise Bad(
             Reason.PAYLOAD_WITHOUT_READINGS,
             "the uplink has no `object`: set a codec in ChirpStack's device profile",
         )
-    return nested(document["object"], context.sensor, document.get("time"))
+    return nested(decoded, context.sensor, clock(document.get("time")), sparse=True)
 
 
 def things_stack(document: Object, context: Context) -> Iterator[Member]:
@@ -139,13 +180,16 @@ def things_stack(document: Object, context: Context) -> Iterator[Member]:
     uplink = document.get("uplink_message")
     if not isinstance(uplink, dict):
         raise _unexpected("no uplink of The Things Stack")
-    if not isinstance(uplink.get("decoded_payload"), dict):
+    decoded = uplink.get("decoded_payload")
+    if not isinstance(decoded, dict):
+        if not uplink.get("frm_payload"):
+            return iter(())
         raise Bad(
             Reason.PAYLOAD_WITHOUT_READINGS,
             "the uplink has no `decoded_payload`: set a payload formatter in The Things Stack",
         )
     time = uplink.get("received_at", document.get("received_at"))
-    return nested(uplink["decoded_payload"], context.sensor, time)
+    return nested(decoded, context.sensor, clock(time), sparse=True)
 
 
 def _unexpected(what: str) -> Bad:

@@ -241,7 +241,8 @@ def main(arguments: Sequence[str]) -> int:
         if chosen.command == "simulate":
             edge = config.load_edge()
             log.configure(edge.log_level, edge.log_format)
-            return simulate.main(wiring.mqtt_options(edge, simulate.client_id()), chosen)
+            mqtt = wiring.mqtt_options(edge, simulate.client_id())
+            return simulate.main(mqtt, chosen, wiring.limits(edge).payload_formats)
         settings = config.load()
         log.configure(settings.log_level, settings.log_format)
         if chosen.command == "verify":

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import values
 from device_events import parse_event
-from payloads import members, status
+from payloads import FORMATS_OF_MAKERS, members, status
 from schema import (
     Bad,
     DeviceStatus,
@@ -38,8 +38,8 @@ Names = TypeVar("Names", bound=tuple[object, ...])
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """What is accepted. Sizes in bytes. `event_streams`: streams of device events, and of which kind.
-    `payload_formats`: topic filters, and the format of what comes there. `zone`: that of devices which
-    tell local times.
+    `payload_formats`: topic filters, and the format of what comes there, before those of makers.
+    `zone`: that of devices which tell local times.
 
     `stream_pattern` is the glob of the streams; what stands before its first wildcard, up to and with
     its last colon, is the prefix that precedes the device id in a stream's key.
@@ -92,7 +92,7 @@ class Parser:
         self._matched: dict[bytes, Named] = {}
 
     def parse(self, entry: Entry, now_us: int) -> Parsed:
-        """What one entry says: readings and rejections, a status, or a device event. Never raises.
+        """What one entry says: readings and rejections, a status, a device event, or nothing. Never raises.
 
         `now_us`: the present in microseconds since 1970, against which the future is measured.
         """
@@ -163,6 +163,8 @@ class Parser:
                 Reason.TOO_MANY_READINGS, f"the message holds more than MAX_READINGS_PER_ENTRY={limit}"
             )
         if not found:
+            if form in FORMATS_OF_MAKERS:  # in order, with nothing to say: nothing to store
+                return Parsed((), (), own, owner)
             raise Bad(Reason.PAYLOAD_WITHOUT_READINGS, "the payload holds no reading")
         max_metadata = self._limits.max_metadata_bytes
         readings: list[Reading] = []
@@ -175,6 +177,8 @@ class Parser:
         return Parsed(readings, rejections, own, owner)
 
     def _status(self, entry: Entry, fields: dict[bytes, bytes], named: Named, latest: int) -> Parsed:
+        if not fields[b"payload"]:  # a retained status was cleared
+            return Parsed((), (), owner=named.owner)
         online, time = status(fields[b"payload"])
         if time is None:
             moment = self._time(entry, fields, latest)

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from datetime import tzinfo
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,7 @@ import values
 from formats import FORMATS, Context, Object, nested
 from schema import Bad, Member, PayloadFormat, Reason
 
+FORMATS_OF_MAKERS = frozenset(PayloadFormat) - {PayloadFormat.AUTO, PayloadFormat.SENML}
 _AUTO = PayloadFormat.AUTO
 _DECODER = msgspec.json.Decoder()
 _RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -31,10 +33,14 @@ _WORDS = {
     "connected": True,
     "true": True,
     "1": True,
+    "alive": True,
+    "awake": True,
+    "asleep": True,
     "offline": False,
     "disconnected": False,
     "false": False,
     "0": False,
+    "dead": False,
 }
 _LONGEST_STATE = 100
 _CONTAINERS = frozenset({dict, list})
@@ -49,6 +55,8 @@ def members(
     zone: tzinfo | None = None,
 ) -> Iterator[Member]:
     """The members of a payload, lazily. `sensor` is what the topic says, or empty.
+
+    None at all is an answer: of a maker's format, a payload may have nothing to say.
 
     `arrival_us`: microseconds since 1970 UTC, from which relative times count. `zone`: that of devices
     whose times tell none. Raises: `Bad` when the payload as a whole cannot be read, here or on the way.
@@ -70,11 +78,13 @@ def members(
 
 
 def _of_format(payload: bytes, form: PayloadFormat, context: Context) -> Iterator[Member]:
-    head = payload.lstrip(b" \t\r\n")[:1]
-    if not payload or (not head and form is not PayloadFormat.SPARKPLUG_B):
-        raise Bad(Reason.PAYLOAD_EMPTY, "the payload is empty")
+    if not payload and form in FORMATS_OF_MAKERS:  # how a retained message is cleared
+        return iter(())
     if form is PayloadFormat.SPARKPLUG_B:
         return sparkplug.members(payload, context)
+    head = payload.lstrip(b" \t\r\n")[:1]
+    if not head:
+        raise Bad(Reason.PAYLOAD_EMPTY, "the payload is empty")
     if form is PayloadFormat.SENML and head not in (b"{", b"["):
         return senml.members(senml.decode_cbor(payload), context)
     document = _decode(payload) if head in (b"{", b"[") else None
@@ -97,11 +107,12 @@ def _of_object(document: Object, payload: bytes, sensor: str) -> Iterator[Member
     if isinstance(inner, dict):
         return _named(inner, sensor, time, ())
     if "value" in document and document.keys() <= _OF_ONE_VALUE:
-        sensor = sensor or "value"
         value = document["value"]
-        if value.__class__ in _CONTAINERS or "metadata" in document:
-            return _one_value(document, payload, sensor, time)
-        return iter((Member(sensor, value, time),))
+        if value.__class__ not in _CONTAINERS and "metadata" not in document:
+            return iter((Member(sensor or "value", value, time),))
+        metadata = document.get("metadata")
+        if metadata is None or metadata is values.REPEATED or isinstance(metadata, dict):
+            return _one_value(document, payload, sensor or "value", time)
     return _named(document, sensor, time, _TIMES)
 
 
@@ -132,10 +143,24 @@ def _one_value(document: Object, payload: bytes, sensor: str, time: object) -> I
         yield member._replace(metadata=metadata)
 
 
-def _of_array(document: list[object], context: Context) -> Iterator[Member]:
-    if senml.is_pack(document):
+def _of_array(document: list[Any], context: Context) -> Iterator[Member]:
+    if senml.is_pack(document, bool(context.sensor)):
         return senml.members(document, context)
+    if document and all(map(_is_moment, document)):
+        return _of_moments(document, context.sensor)
     return nested(document, context.sensor, None)
+
+
+def _is_moment(element: object) -> bool:
+    if not isinstance(element, dict) or not isinstance(element.get("values"), dict):
+        return False
+    return "ts" in element or "timestamp" in element
+
+
+def _of_moments(document: list[Any], sensor: str) -> Iterator[Member]:
+    """`[{"ts": …, "values": {…}}, …]`: several moments in one message, as ThingsBoard takes them."""
+    for element in document:
+        yield from _named(element["values"], sensor, _time(element), ())
 
 
 def status(payload: bytes) -> tuple[bool, object]:

@@ -197,7 +197,10 @@ class DeviceEvent(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What one entry says. Never empty: it holds readings, rejections, a status or an event.
+    """What one entry says: readings, rejections, a status or an event.
+
+    It holds none of them where a payload is in order and has nothing to say, as when a retained message
+    was cleared.
 
     `own_id` tells that the readings are identified by the entry's own ID rather than by a message id
     that another entry may carry too. `owner` is the owner or place that the topic names, or empty.
@@ -272,7 +275,7 @@ def decide(batch: Batch, rows: Sequence[Answer], retried: bool) -> Outcome:
 
     `rows` answers `batch.readings` one by one. `retried` says that an earlier attempt at this very
     batch may have committed. An entry is dead-lettered when anything of it was rejected, else stored
-    when it put a row in or carried a status or an event, else a duplicate, or skipped when all of its
+    when it put a row in or had no readings to put in, else a duplicate, or skipped when all of its
     series are switched off. Rows that were there already are the entry's own when it was delivered or
     tried before and carries no other message's id: then it counts as stored, because the attempt that
     stored it never got to count it.

@@ -11,9 +11,9 @@ import json
 import math
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 import cbor2
 
@@ -21,25 +21,45 @@ import values
 from formats import Context, join
 from schema import Bad, Member, Reason
 
-VERSION = 10
+VERSIONS = frozenset({*range(1, 11), 26})  # up to RFC 8428's, and that with the units of RFC 9100
 MAX_DEPTH = 8
 _RELATIVE_BELOW = 2**28  # seconds (RFC 8428, 4.5.3)
 _LATEST = 10**11
 _LONGEST_BASE = 2 * values.MAX_NAME  # it repeats in every name, and longer ones are refused anyway
+MAX_UNIT = 100  # characters
 _VALUES = ("v", "vs", "vb", "vd")
 _WHAT_THEY_HOLD = frozenset({*_VALUES, "s"})
 # RFC 8428, table 4
 _LABELS = {-1: "bver", -2: "bn", -3: "bt", -4: "bu", -5: "bv", -6: "bs"} | dict(
     enumerate(("n", "u", "v", "vs", "vb", "s", "t", "ut", "vd"))
 )
+# What the decoder would compute at once, in quadratic time or worse, or multiply by reference: times,
+# numbers of any length, patterns, sets, shared values. SenML needs none but decimal fractions (4).
+_REFUSED_TAGS = (
+    *(0, 1, 2, 3, 5, 25, 28, 29, 30, 35, 36, 37, 100),
+    *(256, 258, 260, 261, 1004, 43000, 55799),
+)
+_FIELDS = frozenset(_LABELS.values())
 Record = dict[Any, Any]
 
 
-def is_pack(document: list[Any]) -> bool:
-    """Whether a JSON array reads as SenML: objects only, of which one has a name and one a value."""
-    named = valued = False
+def _refuse(*_: object) -> NoReturn:
+    raise ValueError("a tag that SenML does not need")
+
+
+_TAGS = dict.fromkeys(_REFUSED_TAGS, _refuse)
+
+
+def is_pack(document: list[Any], named: bool) -> bool:
+    """Whether a JSON array reads as SenML: objects with the RFC's fields only, of which one has a value,
+    and one a name, unless the topic names the sensor (`named`).
+    """
+    valued = False
     for record in document:
         if not isinstance(record, dict):
+            return False
+        # A label that ends in _ is the RFC's way to say that it must be understood (4.4).
+        if not _FIELDS.issuperset(label for label in record if label[-1:] != "_"):
             return False
         named = named or isinstance(record.get("n", record.get("bn")), str)
         valued = valued or not _WHAT_THEY_HOLD.isdisjoint(record)
@@ -49,8 +69,10 @@ def is_pack(document: list[Any]) -> bool:
 def decode_cbor(payload: bytes) -> list[Any]:
     """The records of a pack in CBOR, still under their numbers. Raises: `Bad`."""
     try:
-        document = cbor2.loads(payload, max_depth=MAX_DEPTH, allow_duplicate_keys=False)
-    # Some tags are computed at once (times, fractions, patterns): theirs are the errors beside the first.
+        document = cbor2.loads(
+            payload, max_depth=MAX_DEPTH, allow_duplicate_keys=False, semantic_decoders=_TAGS
+        )
+    # Decimal fractions are computed at once: theirs are the errors beside the first.
     except (cbor2.CBORDecodeError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         sentence = f"the payload is not CBOR that can be read: {type(error).__name__}"
         raise Bad(Reason.PAYLOAD_NOT_CBOR, sentence, values.excerpt(payload)) from None
@@ -70,6 +92,7 @@ class _Base:
     unit: object = None
     value: float = 0.0
     sum: float | None = None
+    metadata: dict[str, bytes] = field(default_factory=dict)  # by unit, each built once
 
 
 def members(document: list[Any], context: Context) -> Iterator[Member]:
@@ -85,29 +108,28 @@ def members(document: list[Any], context: Context) -> Iterator[Member]:
 
 
 def _labelled(raw: Record) -> Record:
-    """Numbers to labels; numbers that the RFC does not know are extensions that may be passed over."""
+    """Numbers to labels; what the RFC does not know are extensions that may be passed over."""
     return {
-        _LABELS.get(label, "") if isinstance(label, int) else str(label): value
+        label if isinstance(label, str) else _LABELS.get(label, "") if type(label) is int else "": value
         for label, value in raw.items()
     }
 
 
 def _take_base(base: _Base, record: Record) -> None:
-    if "bver" in record and _number(record["bver"]) != VERSION:
-        # Versions above 10 have not been defined, nor has what a reader would do with them.
-        raise _malformed(f"the pack's version is not {VERSION}")
+    if "bver" in record and _number(record["bver"]) not in VERSIONS:
+        raise _malformed("the pack's version is neither one up to 10 nor 26")
     if "bn" in record:
         if not isinstance(record["bn"], str):
             raise _malformed("the base name is no text")
         base.name = record["bn"][:_LONGEST_BASE]
     if "bu" in record:
         base.unit = record["bu"]
-    for label, field in (("bt", "time"), ("bv", "value"), ("bs", "sum")):
+    for label, attribute in (("bt", "time"), ("bv", "value"), ("bs", "sum")):
         if label in record:
             number = _number(record[label])
             if number is None or not math.isfinite(number):
                 raise _malformed(f"the base field {label} is no number")
-            setattr(base, field, number)
+            setattr(base, attribute, number)
 
 
 def _record(record: Record, base: _Base, context: Context) -> Iterator[Member]:
@@ -125,7 +147,11 @@ def _record(record: Record, base: _Base, context: Context) -> Iterator[Member]:
     elif held or "s" in record:
         time = _time(record, base, context.arrival_us)
         unit = record.get("u", base.unit)
-        metadata = json.dumps({"unit": unit}).encode() if isinstance(unit, str) and unit else None
+        if isinstance(unit, str) and len(unit) > MAX_UNIT:
+            sentence = f"the unit has {len(unit)} characters, at most {MAX_UNIT} are stored"
+            yield Member(sensor, _malformed(sentence))
+            return
+        metadata = _metadata(unit, base)
         if held:
             yield Member(sensor, _value(held[0], record, base), time, False, metadata)
         if "s" in record or base.sum is not None:
@@ -133,6 +159,15 @@ def _record(record: Record, base: _Base, context: Context) -> Iterator[Member]:
             yield Member(join(sensor, "sum"), total, time, False, metadata)
     elif not any(label.startswith("b") for label in record):
         yield Member(sensor, Bad(Reason.VALUE_MISSING, "the record has neither a value nor a sum"))
+
+
+def _metadata(unit: object, base: _Base) -> bytes | None:
+    if not isinstance(unit, str) or not unit:
+        return None
+    found = base.metadata.get(unit)
+    if found is None:
+        found = base.metadata[unit] = json.dumps({"unit": unit}).encode()
+    return found
 
 
 def _value(label: str, record: Record, base: _Base) -> object:

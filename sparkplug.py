@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 import values
-from formats import Context, join
+from formats import CLOCK_SET_US, Context, join
 from schema import Bad, Member, Reason
 
 _TYPES = FieldDescriptorProto
@@ -40,11 +40,14 @@ _VALUE = (
     ("double_value", 13, _TYPES.TYPE_DOUBLE),
     ("boolean_value", 14, _TYPES.TYPE_BOOL),
     ("string_value", 15, _TYPES.TYPE_BYTES),
+    ("dataset_value", 17, _TYPES.TYPE_BYTES),  # a message of its own, and so is the next: neither is read
+    ("template_value", 18, _TYPES.TYPE_BYTES),
 )
 _WIDTHS = {"int_value": 32, "long_value": 64}
 _SIGNED = {1: 8, 2: 16, 3: 32, 4: 64}  # Int8 to Int64 (Sparkplug 3.0, 6.4.16), in bits
 _COMPRESSED = b"SPBV1.0_COMPRESSED"
 _NO_READINGS = ("Node Control/", "Device Control/")
+_DATA_SET, _TEMPLATE = 16, 19  # data types (Sparkplug 3.0, 6.4.16)
 
 
 def _described() -> Any:
@@ -82,15 +85,21 @@ def members(payload: bytes, context: Context) -> Iterator[Member]:
         raise Bad(Reason.PAYLOAD_NOT_PROTOBUF, sentence, values.excerpt(payload)) from None
     if document.uuid == _COMPRESSED:
         raise Bad(Reason.PAYLOAD_UNEXPECTED, "the payload is compressed: switch that off at the edge node")
+    if not document.metrics and not document.timestamp:  # what the specification asks of every payload
+        raise Bad(
+            Reason.PAYLOAD_UNEXPECTED,
+            "the payload holds neither metrics nor a timestamp of Sparkplug B",
+            values.excerpt(payload),
+        )
     return _metrics(document, context.sensor)
 
 
 def _metrics(document: Any, sensor: str) -> Iterator[Member]:
     for metric in document.metrics:
-        if metric.is_transient or metric.name == b"bdSeq":
+        if metric.is_transient or metric.name == b"bdSeq" or _says_nothing(metric):
             continue
-        millis = metric.timestamp or document.timestamp
-        time = values.Instant(millis * 1000) if millis else None
+        micros = (metric.timestamp or document.timestamp) * 1000
+        time = values.Instant(micros) if micros >= CLOCK_SET_US else None
         try:
             name = values.text(metric.name, "metric's name")
             if name.startswith(_NO_READINGS):
@@ -98,6 +107,16 @@ def _metrics(document: Any, sensor: str) -> Iterator[Member]:
             yield Member(join(sensor, name), _value(metric), time)
         except Bad as bad:
             yield Member(join(sensor, values.excerpt(metric.name[:50])), bad, time)
+
+
+def _says_nothing(metric: Any) -> bool:
+    """Null and "" say that there is no value; data sets and templates hold no single one."""
+    kind = metric.WhichOneof("value")
+    if kind is None:
+        return metric.is_null or metric.datatype in (_DATA_SET, _TEMPLATE)
+    if kind == "string_value":
+        return metric.is_null or not metric.string_value
+    return metric.is_null or kind in ("dataset_value", "template_value")
 
 
 def _value(metric: Any) -> object:
@@ -109,13 +128,11 @@ def _value(metric: Any) -> object:
             "keeps births put them in",
             str(metric.alias),
         )
-    if metric.is_null:
-        return None
     kind = metric.WhichOneof("value")
     if kind is None:
         raise Bad(
             Reason.VALUE_UNSUPPORTED,
-            "the metric holds no number, boolean or text; arrays, data sets and templates are not read",
+            "the metric holds no number, boolean or text; arrays and bytes are not read",
         )
     raw = getattr(metric, kind)
     if kind in _WIDTHS:

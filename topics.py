@@ -19,6 +19,14 @@ _PARTS = {
     "user_id": "owner",
     "owner": "owner",
 }
+MAKERS = (
+    ("tele/+/SENSOR", PayloadFormat.TASMOTA),
+    ("zigbee2mqtt/+", PayloadFormat.ZIGBEE2MQTT),
+    ("+/events/rpc", PayloadFormat.SHELLY),
+    ("application/+/device/+/event/up", PayloadFormat.CHIRPSTACK),
+    ("v3/+/devices/+/up", PayloadFormat.THINGS_STACK),
+    ("spBv1.0/#", PayloadFormat.SPARKPLUG_B),
+)
 
 
 class Named(NamedTuple):
@@ -37,7 +45,8 @@ class Topics:
     A template's `{name}` stands for one level; `{device_id}` or `{device_code}` names the device,
     `{node_id}` a node that the device belongs to (the device is then `node/device`), `{sensor_type}` or
     `{feed_key}` the sensor, `{place_id}`, `{user_id}` or `{owner}` whose it is, any other name is passed
-    over. `formats`: topic filters of MQTT and the format of what comes on them, first match wins.
+    over. `formats`: topic filters of MQTT and the format of what comes on them, first match wins; those of
+    `MAKERS` stand behind them.
     """
 
     def __init__(
@@ -48,7 +57,7 @@ class Topics:
     ) -> None:
         self._patterns = [(self._pattern(template), False) for template in templates]
         self._patterns += [(self._pattern(template), True) for template in status_templates]
-        self._formats = [(topic_filter(pattern), form) for pattern, form in formats]
+        self._formats = [(topic_filter(pattern), form) for pattern, form in (*formats, *MAKERS)]
 
     def _pattern(self, template: str) -> re.Pattern[str]:
         return re.compile("/".join(self._level(level) for level in template.split("/")))
@@ -74,12 +83,13 @@ class Topics:
                         f"the topic's owner has {len(owner)} characters, at most {MAX_OWNER} are stored",
                         topic,
                     )
-                return Named(_device(groups), groups.get("sensor") or "", owner, status, self._form(topic))
+                return Named(_device(groups), groups.get("sensor") or "", owner, status, self.form(topic))
         raise Bad(
             Reason.TOPIC_UNKNOWN, "no entry of TOPIC_TEMPLATES or STATUS_TEMPLATES matches the topic", topic
         )
 
-    def _form(self, topic: str) -> PayloadFormat:
+    def form(self, topic: str) -> PayloadFormat:
+        """The format of what comes on a topic."""
         return next((form for known, form in self._formats if known.fullmatch(topic)), PayloadFormat.AUTO)
 
 

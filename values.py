@@ -180,8 +180,9 @@ def state(value: str) -> str:
     """A textual state: not empty, no NUL, encodable."""
     if not value:
         raise Bad(Reason.VALUE_EMPTY, "the value is an empty string")
-    known = _WORDS.get(value.lower().lstrip("+-"))
-    if known:
+    word = value.lower()
+    known = _WORDS.get(word.lstrip("+-"))
+    if known and word != "none":  # a state of many devices: no action, no motion
         raise Bad(known[0], known[1], value)
     return _storable(value, "value")
 

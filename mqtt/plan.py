@@ -17,6 +17,8 @@ from typing import NamedTuple
 from mqtt.feeds import Feed, Row
 from mqtt.scenario import Fault, Flaw, Scenario, Unfit
 from mqtt.shapes import Shape, Template, Voice
+from schema import PayloadFormat
+from topics import Topics
 
 MOST_HELD = 100_000  # messages kept back at a time; beyond, they go at once: memory stays bounded
 
@@ -58,13 +60,15 @@ class Message(NamedTuple):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crowd:
     """Who sends what. Device number n, from 0, is `prefix` and n + 1, and speaks template n modulo their
-    number. `shape` takes the place of what the template's names suggest.
+    number. `shape` takes the place of what the template's names suggest. `formats`: what is read on which
+    topics, as those who read them are set, before what is the makers'.
     """
 
     devices: int
     templates: Sequence[str]
     shape: Shape | None = None
     prefix: str = "sim-"
+    formats: Sequence[tuple[str, PayloadFormat]] = ()
 
 
 class Plan:
@@ -91,6 +95,9 @@ class Plan:
         self._devices = crowd.devices
         self._prefix = crowd.prefix
         self._voices = [Voice(Template(text), feed.sensors, crowd.shape) for text in crowd.templates]
+        topics = Topics((), formats=crowd.formats)
+        for voice in self._voices:
+            voice.check(topics)
         self._flaws = [_Flaws(voice, scenario) for voice in self._voices]
         possible = {flaw for voice in self._voices for flaw in voice.flaws}
         for flaw, _ in scenario.bad:
@@ -200,7 +207,8 @@ class Plan:
         time = time_us if voice.timed and flaw is not Flaw.EMPTY else None
         # Not before its own time: jitter may have moved the device's last reading, and so this one, ahead.
         due = max(now, (time_us - self._start_us) / 1_000_000)
-        return Message(due, topic, payload, name, names, voice.cut(row, part), time, spoilt, flaw)
+        known = voice.template.device(device, name)
+        return Message(due, topic, payload, known, names, voice.cut(row, part), time, spoilt, flaw)
 
     def _time(self, device: int, now: float) -> int:
         """Whole milliseconds; where the device has used this one up, a microsecond more than its last."""
@@ -212,7 +220,8 @@ class Plan:
         if self._status:
             name = f"{self._prefix}{device + 1}"
             topic, payload = self._status.topic(device, name), b"online" if online else b"offline"
-            yield Message(now, topic, payload, name, online=online, retain=self._scenario.status_retain)
+            known = self._status.device(device, name)
+            yield Message(now, topic, payload, known, online=online, retain=self._scenario.status_retain)
 
     def _drawn(self, fault: Fault) -> float | None:
         """How much, where it happens. Costs no random number where it never does."""

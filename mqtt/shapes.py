@@ -10,10 +10,13 @@ from enum import StrEnum
 
 from mqtt.feeds import Row
 from mqtt.scenario import Flaw, Unfit
+from schema import PayloadFormat
+from topics import Topics
 
 _DEVICE = ("device_id", "device_code")
 _SENSOR = ("sensor_type", "feed_key")
 _OWNER = ("place_id", "user_id", "owner")
+_NODE = "node_id"
 _LEVEL = re.compile(r"\{([a-z_]+)\}")
 DEVICES_A_PLACE = 10
 _FUTURE_US = 10 * 365 * 86_400_000_000
@@ -33,26 +36,40 @@ class Shape(StrEnum):
 
 
 class Template:
-    """A topic in which `{device_id}` and other names stand for whole levels. Raises: `Unfit`."""
+    """A topic in which `{device_id}` and other names stand for whole levels. Raises: `Unfit`.
+
+    Of what a topic names, only the place and the node are made up here, ten devices each.
+    """
 
     def __init__(self, template: str) -> None:
         levels = template.split("/")
         names = [found[1] for level in levels if (found := _LEVEL.fullmatch(level))]
         literal = [level for level in levels if not _LEVEL.fullmatch(level)]
         odd = any(set(level) & set("{}+#\0") for level in literal) or template.startswith("$")
-        if odd or sum(name in _DEVICE for name in names) != 1 or sum(name in _SENSOR for name in names) > 1:
+        twice = names.count(_NODE) > 1 or sum(name in _SENSOR for name in names) > 1
+        if odd or twice or sum(name in _DEVICE for name in names) != 1:
             raise Unfit(
                 f"the topic template {template[:100]!r} cannot be used; it takes levels of plain text or "
-                "of one name in braces, with {device_id} once, {sensor_type} at most once, and no wildcards"
+                "of one name in braces, with {device_id} once, {sensor_type} and {node_id} at most once, "
+                "and no wildcards"
             )
         self.text = template
         self.of_sensor = any(name in _SENSOR for name in names)
         self.names_feed = "feed_key" in names
         self._pattern = "/".join(map(_level, levels))
+        self._of_node = _NODE in names
+
+    def device(self, device: int, name: str) -> str:
+        """The device as its topics name it: with `{node_id}`, below its node."""
+        return f"node-{_place(device)}/{name}" if self._of_node else name
 
     def topic(self, device: int, name: str, sensor: str = "") -> str:
         """The topic of this device, the number and the name of which are given."""
-        return self._pattern % {"device": name, "sensor": sensor, "place": 1 + device // DEVICES_A_PLACE}
+        return self._pattern % {"device": name, "sensor": sensor, "place": _place(device)}
+
+
+def _place(device: int) -> int:
+    return 1 + device // DEVICES_A_PLACE
 
 
 def _level(level: str) -> str:
@@ -63,7 +80,8 @@ def _level(level: str) -> str:
         return "%(device)s"
     if found[1] in _SENSOR:
         return "%(sensor)s"
-    return f"{found[1].removesuffix('_id')}-%(place)s" if found[1] in _OWNER else found[1]
+    placed = found[1] in _OWNER or found[1] == _NODE
+    return f"{found[1].removesuffix('_id')}-%(place)s" if placed else found[1]
 
 
 class Voice:
@@ -85,6 +103,15 @@ class Voice:
         # What each message of a row carries: one sensor, or all of them.
         self.parts = [(sensor,) for sensor in sensors] if single else [tuple(sensors)]
         self._pattern = _PATTERNS[self.shape](sensors)
+
+    def check(self, topics: Topics) -> None:
+        """That what comes on its topics is read as what it sends. Raises: `Unfit`."""
+        form = topics.form(self.topic(0, "device", 0))
+        if form is not PayloadFormat.AUTO and form.value != self.shape.value:
+            raise Unfit(
+                f"the topic template {self.template.text[:100]!r} cannot be used: what comes on its topics "
+                f"is read as {form}, and {self.shape} is not"
+            )
 
     def topic(self, device: int, name: str, part: int) -> str:
         return self.template.topic(device, name, self.parts[part][0] if self.template.of_sensor else "")

@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from math import inf, isfinite
@@ -31,8 +31,10 @@ from mqtt.shapes import Shape
 from mqtt.simulator import SendOptions, Simulator
 from mqtt.tally import Tally, manifest
 from retry import StopFlag
+from schema import PayloadFormat
 from serving import stop_on_signals
 
+Formats = Sequence[tuple[str, PayloadFormat]]
 _REMEDY = "check --topics and what the broker allows this user"
 
 
@@ -69,8 +71,8 @@ def client_id() -> str:
     return f"sluice-simulator-{socket.gethostname()[:100]}-{os.getpid()}"
 
 
-def main(mqtt: MqttOptions, chosen: argparse.Namespace) -> int:
-    """Run it. Raises: `ConfigError` for what is wrong before it starts."""
+def main(mqtt: MqttOptions, chosen: argparse.Namespace, formats: Formats) -> int:
+    """Run it. `formats`: as the readers are set. Raises: `ConfigError` for what is wrong at the start."""
     _refuse_others(mqtt, allowed=chosen.yes_load_this_broker)
     seed = secrets.randbelow(2**32) if chosen.seed is None else chosen.seed
     tally, stop = Tally(), StopFlag(chosen.wait)
@@ -87,7 +89,7 @@ def main(mqtt: MqttOptions, chosen: argparse.Namespace) -> int:
                 else None
             )
             simulator = Simulator(mqtt, options, tally, stop, on_accepted=_writer(out))
-            plan = _plan(chosen, seed, lambda: simulator.elapsed)
+            plan = _plan(chosen, formats, seed, lambda: simulator.elapsed)
         except Unfit as unfit:
             raise ConfigError(str(unfit)) from None
         except OSError as error:
@@ -98,7 +100,9 @@ def main(mqtt: MqttOptions, chosen: argparse.Namespace) -> int:
     return 0 if simulator.reached and not tally.not_accepted else 1
 
 
-def _plan(chosen: argparse.Namespace, seed: int, elapsed: Callable[[], float]) -> Iterator[Message | None]:
+def _plan(
+    chosen: argparse.Namespace, formats: Formats, seed: int, elapsed: Callable[[], float]
+) -> Iterator[Message | None]:
     """The plan of this command line. Its time is turns at the rate; without a rate, that of the clock."""
     rng = random.Random(seed)
     feed = feeds.Generated(rng) if chosen.generated else feeds.recorded(chosen.data, chosen.devices)
@@ -107,7 +111,13 @@ def _plan(chosen: argparse.Namespace, seed: int, elapsed: Callable[[], float]) -
     templates = tuple(part.strip() for part in chosen.topics.split(",") if part.strip())
     if not templates:
         raise Unfit("--topics is empty; it takes templates such as devices/{device_id}/telemetry")
-    crowd = Crowd(devices=chosen.devices, templates=templates, shape=chosen.payload, prefix=chosen.prefix)
+    crowd = Crowd(
+        devices=chosen.devices,
+        templates=templates,
+        shape=chosen.payload,
+        prefix=chosen.prefix,
+        formats=formats,
+    )
     found = scenario.load(chosen.scenario) if chosen.scenario else Scenario()
     rate = chosen.rate
     now: Callable[[int], float] = (lambda turn: turn / rate) if rate else (lambda _: elapsed())

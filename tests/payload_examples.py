@@ -347,4 +347,12 @@ EXAMPLES = [
         [("press", "Uptime", NOON_MS, -2.0)],
         "plant",
     ),
+    Example("a retained message that is cleared", "zigbee2mqtt/gone", b"", []),
+    Example(
+        "a frame without data",
+        "application/5c0e/device/70b3d57ed0061a2c/event/up",
+        b'{"deduplicationId": "8d0c7f0e-5f5a-4f6d-9a3e-2b6a7d6c1e56", "fCnt": 119, "data": ""}',
+        [],
+        "5c0e",
+    ),
 ]

@@ -304,8 +304,8 @@ def only_status(entry: Entry, limits: Limits = LIMITS) -> DeviceStatus:
 
 
 STATUS = b"home/devices/d1/status"
-ONLINE = ["online", "1", "true", "connected", " Online\n", "TRUE", "Connected"]
-OFFLINE = ["offline", "0", "false", "disconnected", "OFFLINE", "\tfalse "]
+ONLINE = ["online", "1", "true", "connected", " Online\n", "TRUE", "Connected", "Alive", "awake", "asleep"]
+OFFLINE = ["offline", "0", "false", "disconnected", "OFFLINE", "\tfalse ", "Dead"]
 
 
 @pytest.mark.parametrize("online", [True, False])
@@ -333,7 +333,7 @@ def test_a_status_may_be_a_boolean_and_the_member_status_comes_first(payload: st
 @pytest.mark.parametrize(
     "payload",
     [
-        b"",
+        b" ",
         b"on",
         b"2",
         b'"online"',
@@ -357,6 +357,11 @@ def test_a_status_may_be_a_boolean_and_the_member_status_comes_first(payload: st
 )
 def test_a_status_that_says_neither_is_refused(payload: bytes) -> None:
     assert only_rejection(message(payload, STATUS)).reason is Reason.STATUS_UNKNOWN
+
+
+def test_an_empty_status_was_cleared_and_says_nothing() -> None:
+    parsed = parse(message(b"", STATUS))
+    assert (parsed.readings, parsed.rejections, parsed.status) == ((), (), None)
 
 
 def test_the_time_of_a_status_is_the_payloads_then_the_entrys_then_that_of_its_id() -> None:

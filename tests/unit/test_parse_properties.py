@@ -211,7 +211,7 @@ def check_rejections(parsed: Parsed) -> None:
 def check(entry: Entry) -> None:
     parsed = SHARED.parse(entry, NOW_US)
     whole = [one for one in (parsed.status, parsed.event) if one is not None]
-    assert parsed.readings or parsed.rejections or whole
+    assert parsed.readings or parsed.rejections or whole or b"" in entry.fields[1::2]  # a cleared status
     assert not whole or (len(whole), parsed.readings, parsed.rejections) == (1, (), ())
     check_storable(parsed)
     check_rejections(parsed)

@@ -53,6 +53,11 @@ def test_an_entry_that_put_a_row_in_is_stored() -> None:
     assert fates([own(1), carried(2)], [IN, IN, THERE]) == [Fate.STORED, Fate.STORED]
 
 
+def test_an_entry_that_says_nothing_is_stored_without_rows() -> None:
+    assert fates([Parsed((), ()), carried(1)], [THERE]) == [Fate.STORED, Fate.DUPLICATE]
+    assert fates([Parsed((), ())], [], redelivered=True) == [Fate.STORED]
+
+
 def test_an_entry_whose_rows_were_all_there_is_a_duplicate() -> None:
     assert fates([carried(2)], [THERE, THERE]) == [Fate.DUPLICATE]
 

@@ -24,7 +24,7 @@ from mqtt.scenario import Fault, Flaw, Scenario, Unfit
 from mqtt.shapes import Shape, Template, Voice, moment
 from mqtt.tally import Tally, manifest
 from parse import Parser
-from schema import Entry, Parsed
+from schema import Entry, Parsed, PayloadFormat
 from tests.support import ROOT
 
 START_US = 1_767_323_045_000_000
@@ -260,6 +260,10 @@ def test_devices_speak_the_templates_in_turn_and_owners_have_ten_devices_each() 
         ),
         (("a/{device_id}/{sensor_type}",), None, Scenario(bad=((Flaw.TIME, 1.0),)), "bad.time needs"),
         (("a/{device_id}",), None, Scenario(status_topic="s/{device_id}/{feed_key}"), "status.topic"),
+        (("{node_id}/{node_id}/{device_id}",), None, Scenario(), "at most once"),
+        (("tele/{device_id}/SENSOR",), None, Scenario(), "is read as tasmota, and values is not"),
+        (("a/{device_id}", "zigbee2mqtt/{device_id}"), Shape.FLAT, Scenario(), "is read as zigbee2mqtt"),
+        (("spBv1.0/{owner}/DDATA/{node_id}/{device_id}",), None, Scenario(), "is read as sparkplug_b"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -268,6 +272,37 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(Unfit) as refused:
         plan_of(found, templates=templates, shape=shape)
     assert says in str(refused.value)
+
+
+def test_what_the_readers_take_for_a_format_decides_which_payloads_go_there() -> None:
+    formats = (("devices/+/telemetry", PayloadFormat.SENML), ("tele/#", PayloadFormat.AUTO))
+    feed = Recorded(("temperature", "co2"), ROWS, 2)
+
+    def planned(template: str, shape: Shape | None) -> Plan:
+        crowd = Crowd(devices=2, templates=(template,), shape=shape, formats=formats)
+        return Plan(crowd, Scenario(), feed, random.Random(1), float, START_US)
+
+    assert first(3, planned("devices/{device_id}/telemetry", Shape.SENML))
+    assert first(3, planned("tele/{device_id}/SENSOR", None))
+    with pytest.raises(Unfit, match="is read as senml, and values is not"):
+        planned("devices/{device_id}/telemetry", None)
+
+
+def test_a_device_below_a_node_is_known_by_both() -> None:
+    template, status = "plant/{node_id}/{device_id}/telemetry", "plant/{node_id}/{device_id}/status"
+    limits = replace(
+        wiring.limits(SETTINGS), topic_templates=(template,), status_templates=(status,), payload_formats=()
+    )
+    reader = Parser(limits)
+    found = Scenario(status_topic=status, restart=Fault(0.2, 0.1, 1))
+    seen = set()
+    for message in first(200, plan_of(found, devices=12, templates=(template,))):
+        parsed = read(reader, message)
+        known = {parsed.status.device_id} if parsed.status else {one.device_id for one in parsed.readings}
+        assert known == {message.device}
+        seen |= known
+    assert len(seen) == 12
+    assert {"node-1/sim-1", "node-2/sim-12"} <= seen
 
 
 # Scenario files

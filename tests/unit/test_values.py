@@ -148,6 +148,7 @@ def test_refusing_a_long_value_takes_no_time(pattern: bytes, filling: bytes) -> 
         pytest.param('"zu öffnen"'.encode(), (None, "zu öffnen"), id="not ASCII"),
         pytest.param(b'"\\ud83d\\ude00"', (None, "\U0001f600"), id="surrogate pair"),
         pytest.param(b'"21.5"', (None, "21.5"), id="number in quotes"),
+        pytest.param(b'"none"', (None, "none"), id="none in quotes"),
     ],
 )
 def test_a_bare_value_may_be_a_boolean_or_a_json_string(
