@@ -469,6 +469,7 @@ class Traffic(RuleBasedStateMachine):
         self.inside: dict[int, str] = {}  # what was taken in, and not yet out
         self.homeless: set[int] = set()  # inside, and the broker has forgotten it
         self.turn: dict[int, int] = {}  # serial: its place in the order of arrival, over all connections
+        self.arrivals = 0
         self.times: list[tuple[int, int]] = []
         self.last_time = {"reading": 0, "status": 0}
 
@@ -498,18 +499,17 @@ class Traffic(RuleBasedStateMachine):
             return
         self.intake.overflowed = False
         before, dropped = self.stats.messages_recognised, self.stats.messages_dropped
-        self.turn.setdefault(sent.serial, len(self.turn))
         self.intake.put(
             TOPICS[sent.kind], sent.payload, packet, repeated=repeated, urgent=sent.kind == "status"
         )
         if self.intake.overflowed:
             assert self.bounds.when_full is WhenFull.STOP
             self.arrived.pop(packet)
-            del self.turn[sent.serial]
         elif self.stats.messages_recognised == before:
             assert sent.serial not in self.inside, "taken in twice"
             self.given_up.discard(sent.serial)
             self.inside[sent.serial] = sent.kind
+            self.turn[sent.serial] = self.arrivals = self.arrivals + 1  # a later one, where it comes again
             gone = self.inside.keys() - self._held()
             assert not gone or self.stats.messages_dropped > dropped
             self._check_victims(gone, sent)
