@@ -14,6 +14,7 @@ COPY *.py alembic.ini migrate.sh ./
 COPY alembic alembic
 COPY mqtt mqtt
 COPY ops ops
+COPY query query
 USER sluice
 ENV PATH=/opt/sluice/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # exec form: SIGTERM reaches Python

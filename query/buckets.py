@@ -1,0 +1,144 @@
+"""Readings in buckets of time: average, least and greatest, with the empty buckets between them.
+
+Buckets begin at multiples of their width since 1970-01-01 00:00 UTC, whatever the session's time zone: a
+bucket of a day is a day of UTC, and one of a week begins on a Thursday. A day is always 86,400 seconds.
+Both ways of asking, with TimescaleDB's gap filling and without, answer the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from query.readings import TABLE, chosen
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Where time_bucket_gapfill begins to count, a Monday; unlike time_bucket it cannot be told otherwise.
+_TIMESCALE_EPOCH = datetime(2000, 1, 3, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class BucketKind(StrEnum):
+    """How a database fills gaps."""
+
+    PLAIN = "plain"  # date_bin and generate_series
+    TIMESCALE = "timescale"  # time_bucket_gapfill
+
+
+class Bucket(NamedTuple):
+    """`time` is where it begins. The others are None where it holds no number."""
+
+    time: datetime
+    avg: float | None
+    min: float | None
+    max: float | None
+
+
+_KIND = """
+    select exists (select from pg_extension where extname = 'timescaledb')
+        and current_setting('timescaledb.license', true) = 'timescale'
+"""
+_PLAIN = sql.SQL(
+    """
+    with filled as materialized (
+        select sensor_type, date_bin({width}, "timestamp", {first}) as bucket,
+            avg(value) as avg, min(value) as min, max(value) as max
+        from {table}
+        where device_id = %(device)s {chosen} and "timestamp" >= {start} and "timestamp" < {end}
+          and value is not null
+        group by 1, 2
+    )
+    select sensor_type, bucket, avg, min, max
+    from (select distinct sensor_type from filled) as series
+    cross join generate_series({first}, {last}, {width}) as bucket
+    left join filled using (sensor_type, bucket)
+    order by sensor_type, bucket
+    """
+)
+# Shifted to where gap filling counts from, and back.
+_TIMESCALE = sql.SQL(
+    """
+    select sensor_type,
+        time_bucket_gapfill({width}, "timestamp" - {shift}, {start} - {shift}, {end} - {shift}) as shifted,
+        avg(value), min(value), max(value)
+    from {table}
+    where device_id = %(device)s {chosen} and "timestamp" >= {start} and "timestamp" < {end}
+      and value is not null
+    group by sensor_type, shifted
+    order by sensor_type, shifted
+    """
+)
+
+
+def kind_of(connection: psycopg.Connection[Any]) -> BucketKind:
+    """What this database can do: the Apache edition of TimescaleDB refuses to fill gaps."""
+    row = connection.execute(_KIND).fetchone()
+    return BucketKind.TIMESCALE if row and row[0] else BucketKind.PLAIN
+
+
+def first_bucket(start: datetime, interval_sec: int) -> datetime:
+    """Where the bucket begins that holds `start`. Pure."""
+    width = timedelta(seconds=interval_sec)
+    return _EPOCH + (start - _EPOCH) // width * width
+
+
+def bucket_count(start: datetime, end: datetime, interval_sec: int) -> int:
+    """How many buckets [start, end) touches. Pure."""
+    if start >= end:
+        return 0
+    width = timedelta(seconds=interval_sec)
+    return (end - _MICROSECOND - first_bucket(start, interval_sec)) // width + 1
+
+
+def buckets(
+    connection: psycopg.Connection[Any],
+    kind: BucketKind,
+    device_id: str,
+    sensors: Sequence[str],
+    start: datetime,
+    end: datetime,
+    interval_sec: int,
+    *,
+    table: str = TABLE,
+) -> dict[str, list[Bucket]]:
+    """The numbers of a device measured in [start, end), in every bucket that this range touches.
+
+    The first bucket may begin before `start` and the last one end after `end`; what is measured outside
+    does not count. Each of `sensors` is answered, if need be with empty buckets alone; without `sensors`,
+    every series that has a number in the range. `interval_sec` is at least 1. Whoever must bound the answer
+    asks `bucket_count` first.
+    """
+    count = bucket_count(start, end, interval_sec)
+    first, width = first_bucket(start, interval_sec), timedelta(seconds=interval_sec)
+    shift = (first - _TIMESCALE_EPOCH) % width
+    query = (_PLAIN if kind is BucketKind.PLAIN else _TIMESCALE).format(
+        table=sql.Identifier(table),
+        chosen=chosen(sensors),
+        width=_seconds(width),
+        shift=_seconds(shift),
+        first=sql.Literal(first),
+        last=sql.Literal(first + (count - 1) * width),
+        start=sql.Literal(start),
+        end=sql.Literal(end),
+    )
+    found: dict[str, list[Bucket]] = {sensor: [] for sensor in sensors}
+    if count:
+        back = shift if kind is BucketKind.TIMESCALE else timedelta(0)
+        asked = {"device": device_id, "sensors": list(sensors)}
+        for sensor, time, *numbers in connection.execute(query, asked):
+            found.setdefault(sensor, []).append(Bucket(time.astimezone(UTC) + back, *numbers))
+    starts = [first + number * width for number in range(count)]
+    return {
+        sensor: filled or [Bucket(time, None, None, None) for time in starts]
+        for sensor, filled in found.items()
+    }
+
+
+def _seconds(length: timedelta) -> sql.Composed:
+    """As an interval of seconds alone: one of days would follow the session's summer time."""
+    return sql.SQL("interval {}").format(sql.Literal(f"{length // timedelta(seconds=1)} seconds"))
