@@ -46,7 +46,7 @@ class Pulse:
         while not self._stop.is_set():
             self._beat()
             self._stop.pause(_BEAT_SEC)
-        self._close()
+        self.close()
 
     def first(self) -> None:
         """Before `run`: raises `SchemaMismatch`, and psycopg errors as they come."""
@@ -57,10 +57,10 @@ class Pulse:
         try:
             self._ask()
         except SchemaMismatch as mismatch:
-            self._close()
+            self.close()
             self._change(False, str(mismatch))
         except psycopg.Error as error:
-            self._close()
+            self.close()
             if not database.is_world(error):
                 raise
             self._change(False, describe(error))
@@ -86,7 +86,8 @@ class Pulse:
             structlog.get_logger().warning("query_not_serving", reason=reason)
         self._on_change(answers)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """For who does not call `run` after `first`."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -36,7 +36,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["CollectorService"].full_name
 WAITING_PER_WORKER = 16  # calls that wait for their turn, for each that has it
 MOST_REQUEST_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 16 << 20
-_SPARE = 16  # calls of health and reflection beside all others
+SPARE = 16  # calls of health and reflection beside all others
 _LOOK_SEC = 0.2
 
 
@@ -51,7 +51,7 @@ class QueryServer:
         self._options = options
         self._stop = stop
         self._failure: BaseException | None = None
-        self._hub = Hub()
+        self.hub = Hub()
         self._calls = Calls(options.database_url, options.workers, options.timeout_sec)
         self._health = health.HealthServicer(experimental_thread_pool=ThreadPoolExecutor(1, "health"))
         self._pulse = Pulse(
@@ -61,7 +61,7 @@ class QueryServer:
             self._say_health,
             enable_timescale=options.enable_timescale,
         )
-        self._following = Following(options.database_url, stop, Stats(), self._hub.hear)
+        self._following = Following(options.database_url, stop, Stats(), self.hub.hear)
         self.port: int | None = None
 
     def run(self) -> None:
@@ -72,7 +72,7 @@ class QueryServer:
             self._first_look()
             server = self._listen()
         except BaseException:
-            self._calls.close()
+            self._pulse.close()
             raise
         for work in (self._pulse.run, self._following.run):
             threading.Thread(target=self._guard, args=(work,), daemon=True).start()
@@ -102,7 +102,7 @@ class QueryServer:
 
     def _listen(self) -> grpc.Server:
         options = self._options
-        most = options.workers * (1 + WAITING_PER_WORKER) + options.most_streams + _SPARE
+        most = options.workers * (1 + WAITING_PER_WORKER) + options.most_streams + SPARE
         server = grpc.server(
             ThreadPoolExecutor(most, "call"),
             interceptors=[AccessInterceptor(Access(options.token, options.delete_token))],
@@ -111,7 +111,7 @@ class QueryServer:
         )
         streams = Streams(
             self._calls,
-            self._hub,
+            self.hub,
             options.table,
             options.most_streams,
             lambda: self._following.connected and self._pulse.answers,
@@ -135,7 +135,7 @@ class QueryServer:
         self._stop.set()
         self._health.enter_graceful_shutdown()
         ended = server.stop(grace=0.75 * self._options.shutdown_sec)
-        self._hub.stop()
+        self.hub.stop()
         ended.wait()
         self._calls.close()
         structlog.get_logger().info("query_stopped")

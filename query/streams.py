@@ -36,6 +36,7 @@ class Subscription:
         self.series = frozenset(series)
         self._due: dict[Series, News | None] = {}
         self._changed = threading.Condition()
+        self.begun = False  # what is stored from now on will be told
         self.closed = False
 
     def tell(self, series: Series, news: News | None) -> None:
@@ -111,6 +112,12 @@ class Hub:
                     for subscription in self._by_series.get(series, ()):
                         subscription.tell(series, None)
 
+    @property
+    def begun(self) -> int:
+        """How many streams there are that will be told of whatever is stored from now on."""
+        with self._lock:
+            return sum(subscription.begun for subscription in self._all)
+
     def stop(self) -> None:
         """End every stream."""
         with self._lock:
@@ -165,6 +172,7 @@ class Streams:
         replayed = {(one.device_id, one.sensor) for one in wanted if one.after is not None}
         most = MOST_REPLAYED
         subscription.tell_all(replayed)
+        subscription.begun = True
         good_at = monotonic()
         while not subscription.closed:
             due = subscription.take(_LOOK_SEC)
