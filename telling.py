@@ -55,13 +55,16 @@ class Telling:
     def committed(self) -> None:
         """The transaction of the last `tell` has committed."""
         self._stats.notifications_sent += self._said
+        self._said = 0
 
     def to_blame(self, error: psycopg.Error) -> bool:
-        """Whether this error of a COMMIT may come from a full queue of notifications, not from a row.
+        """The transaction has failed. Whether that may come from a full queue of notifications, which
+        COMMIT finds and reports in the class of errors that rows make.
 
         Then nothing is told for a minute: readings are stored whether readers hear of them or not.
         """
-        if not self._said or not isinstance(error, psycopg.errors.ProgramLimitExceeded):
+        said, self._said = self._said, 0
+        if not said or not isinstance(error, psycopg.errors.ProgramLimitExceeded):
             return False
         structlog.get_logger().warning("readers_not_told", seconds=SILENCE_SEC)
         self._wanted = False
