@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.telling [--entries N] [--rounds N] [--redis-url …] [--database-url …]
 
 Ingest: one daemon process drains the backlog of benchmarks.throughput, in each round once with nobody who
-listens and once with each number of readers, each a process of its own that understands all it hears.
-
+listens and once with each number of readers, each a process of its own that understands all it hears. Then
+the share that telling has in the time of a worker in this process: beside it the ratios are mostly noise.
 
 Latency: entries are added one by one at a steady rate to a hundred streams; from before XADD until the
 reader has understood it.
@@ -21,16 +21,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.synchronize import Event
 
 import config
 import log
 import redis_client
-from benchmarks.throughput import ROOT, STREAMS, drain, empty, preload, servers
+from benchmarks.throughput import BATCH, ROOT, STREAMS, drain, empty, preload, servers
+from database import BoundedConnection
 from live import Newest
 from live_listener import listening
+from main import DatabaseWriterService
 from ops import migrate
+from redis_reader import RedisReader
+from schema import Outcome, Reading
+from telling import Telling
 
 LATENCY_STREAMS = 100
 READERS = (0, 1, 4)
@@ -82,6 +87,46 @@ def ingest(redis_url: str, database_url: str, entries: int, rounds: int) -> None
             f"{count} readers{statistics.median(speeds):>10,.0f} readings/s"
             f"   of none: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
+
+
+def share(redis_url: str, database_url: str, entries: int, count: int) -> None:
+    """Time inside `Telling.tell`, of all that a worker in this process takes for a backlog."""
+    preload(redis_url, entries)
+    empty(database_url)
+    settings = config.load(
+        redis_url=redis_url, database_url=database_url, stream_retention_sec=0, batch_size=BATCH
+    )
+    service = DatabaseWriterService(settings)
+    spent, calls = 0.0, 0
+    tell, settle = Telling.tell, RedisReader.settle
+
+    def timed(telling: Telling, connection: BoundedConnection, stored: Sequence[Reading]) -> None:
+        nonlocal spent, calls
+        began = time.perf_counter()
+        tell(telling, connection, stored)
+        spent += time.perf_counter() - began
+        calls += 1
+
+    def settle_and_count(reader: RedisReader, outcome: Outcome) -> None:
+        settle(reader, outcome)
+        if service.stats.messages_written >= entries:
+            service.stop()
+
+    # `setattr`: mypy does not like the other way
+    setattr(Telling, "tell", timed)  # noqa: B010
+    setattr(RedisReader, "settle", settle_and_count)  # noqa: B010
+    try:
+        with readers(database_url, count):
+            began = time.perf_counter()
+            service.run()
+            whole = time.perf_counter() - began
+    finally:
+        setattr(Telling, "tell", tell)  # noqa: B010
+        setattr(RedisReader, "settle", settle)  # noqa: B010
+    print(
+        f"{count} readers: telling takes {spent / whole:.2%} of a worker's time,"
+        f" {spent / calls * 1000:.2f} ms a transaction; {service.stats.notifications_sent} notifications"
+    )
 
 
 def latency(redis_url: str, database_url: str, rate: int, seconds: int) -> None:
@@ -152,6 +197,8 @@ def main() -> int:
         migrate.upgrade(config.load(database_url=database_url))
         latency(redis_url, database_url, chosen.rate, chosen.seconds)
         ingest(redis_url, database_url, chosen.entries, chosen.rounds)
+        for count in READERS:
+            share(redis_url, database_url, chosen.entries, count)
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import psycopg
 import pytest
 
+import live
 import live_sql
 from database import BoundedConnection
 from metrics import Stats
@@ -22,9 +23,11 @@ class Server:
     def __init__(self) -> None:
         self.wanted = True
         self.asked: list[str] = []
+        self.said: list[str] = []
 
-    def execute(self, statement: str, _: object) -> Any:
+    def execute(self, statement: str, given: dict[str, list[str]]) -> Any:
         self.asked.append("look" if statement == live_sql.IS_WANTED else "tell")
+        self.said = given.get("payloads", [])
         return self
 
     def fetchone(self) -> tuple[bool]:
@@ -64,6 +67,19 @@ def test_it_looks_for_readers_once_a_second_however_many_batches_there_are(worke
 
 def test_a_transaction_that_stores_nothing_asks_and_tells_nothing(worker: Worker) -> None:
     assert worker.store([]) == []
+
+
+def test_what_was_stored_untold_is_made_known_once_somebody_listens(worker: Worker) -> None:
+    news = live.payloads(STORED)
+    worker.server.wanted = False
+    worker.store(STORED)
+    worker.server.wanted = True
+    worker.now += LOOK_SEC
+    worker.store(STORED, commit=False)
+    worker.store(STORED)
+    assert worker.server.said == [*news, live.MANY], "again, since nobody heard it before"
+    worker.store(STORED)
+    assert worker.server.said == news
 
 
 def test_only_what_was_committed_is_counted(worker: Worker) -> None:
