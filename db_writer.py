@@ -208,11 +208,11 @@ class DatabaseWriter:
             # A crash before this line stores nothing; after it, redelivery finds the rows there.
             connection.commit()
         except psycopg.Error as error:
+            if self._telling.to_blame(error):
+                raise psycopg.OperationalError("the queue of notifications is full") from error
             if partitions.is_missing_partition(error):
                 self._housekeeping.forget_partitions()
                 raise psycopg.OperationalError("a partition was dropped meanwhile") from error
-            if self._telling.to_blame(error):
-                raise psycopg.OperationalError("the queue of notifications is full") from error
             if not database.is_world(error):
                 connection.rollback()
             raise

@@ -22,7 +22,7 @@ MAX_TEXT = 200  # characters; a longer text is left out, and readers fetch it
 _LATEST_US = 253_402_300_799_999_999  # the last that a datetime holds: any role of the database may notify
 _READINGS = f'{{"v":{VERSION},"readings":['.encode()
 _SERIES = f'{{"v":{VERSION},"series":['.encode()
-_MANY = f'{{"v":{VERSION},"many":true}}'
+MANY = f'{{"v":{VERSION},"many":true}}'
 _END = b"]}"
 
 Series = tuple[str, str]  # device and sensor
@@ -75,7 +75,7 @@ def payloads(stored: Sequence[Reading]) -> list[str]:
     said = _packed(_READINGS, (_row(reading) for reading in newest.values()))
     if said is None:
         said = _packed(_SERIES, newest)
-    return [_MANY] if said is None else said
+    return [MANY] if said is None else said
 
 
 def _row(reading: Reading) -> tuple[object, ...]:

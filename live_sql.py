@@ -22,7 +22,8 @@ LISTEN: LiteralString = f"""
 # it keeps every notification, of every database, from being thrown away.
 GIVE_UP: LiteralString = "select set_config('tcp_user_timeout', %(milliseconds)s, false)"
 # Looking, not trying the lock: a session that holds it for an instant could keep it behind a pooler. 2 says
-# that the lock has two numbers.
+# that the lock has two numbers. Asking how full the queue is makes the server throw away what everybody has
+# taken, too: one that was full once stays full otherwise.
 IS_WANTED: LiteralString = f"""
     select pg_notification_queue_usage() < %(most)s and exists (
         select from pg_locks

@@ -33,11 +33,13 @@ class Telling:
         self._wanted = False
         self._next_look = 0.0
         self._said = 0  # in the transaction that runs
+        self._kept = False  # something was stored and not told
 
     def tell(self, connection: BoundedConnection, stored: Sequence[Reading]) -> None:
         """Say what is newest of what this transaction has put in, sorted by key, if anybody listens.
 
-        Whoever listens hears it after COMMIT, and nothing after a rollback. Raises psycopg errors.
+        Whoever listens hears it after COMMIT, and nothing after a rollback. The first to be told after
+        something was stored untold hears that, too: it has to be read. Raises psycopg errors.
         """
         self._said = 0
         if not stored:
@@ -47,21 +49,30 @@ class Telling:
             row = connection.execute(live_sql.IS_WANTED, {"most": MOST_QUEUED}).fetchone()
             self._wanted = bool(row and row[0])
             self._next_look = now + LOOK_SEC
-        if self._wanted:
+        if not self._wanted:
+            self._kept = True
+        else:
             said = live.payloads(stored)
+            if self._kept:
+                said.append(live.MANY)
             connection.execute(live_sql.TELL, {"payloads": said})
             self._said = len(said)
 
     def committed(self) -> None:
         """The transaction of the last `tell` has committed."""
-        self._stats.notifications_sent += self._said
+        if self._said:
+            self._stats.notifications_sent += self._said
+            self._said = 0
+            self._kept = False
 
     def to_blame(self, error: psycopg.Error) -> bool:
-        """Whether this error of a COMMIT may come from a full queue of notifications, not from a row.
+        """The transaction has failed. Whether that may come from a full queue of notifications, which
+        COMMIT finds and reports in the class of errors that rows make.
 
         Then nothing is told for a minute: readings are stored whether readers hear of them or not.
         """
-        if not self._said or not isinstance(error, psycopg.errors.ProgramLimitExceeded):
+        said, self._said = self._said, 0
+        if not said or not isinstance(error, psycopg.errors.ProgramLimitExceeded):
             return False
         structlog.get_logger().warning("readers_not_told", seconds=SILENCE_SEC)
         self._wanted = False
