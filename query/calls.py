@@ -17,6 +17,7 @@ from query.connections import Connections
 from query.refusal import Code, Refused
 
 T = TypeVar("T")
+AWAY = "the database does not answer; try again later"
 _SETTLE_SEC = 3.0  # a server that is told to cancel, or to open a transaction, answers within this time
 _GRACE_SEC = 1.0  # beyond the server's own limit, for its answer to arrive
 _CANCEL_AGAIN_SEC = 0.25
@@ -32,10 +33,14 @@ class Context(Protocol):
 
 
 class Calls:
-    """May be used by any thread. `workers`: how many use the database at once; others wait."""
+    """May be used by any thread. `workers`: how many use the database at once; others wait.
 
-    def __init__(self, url: str, workers: int, timeout_sec: float) -> None:
+    `answers`: whether the database is known to answer at this moment.
+    """
+
+    def __init__(self, url: str, workers: int, timeout_sec: float, answers: Callable[[], bool]) -> None:
         self._timeout_sec = timeout_sec
+        self._answers = answers
         self._connections = Connections(url, min(_SETTLE_SEC, timeout_sec))
         self._permits = threading.BoundedSemaphore(workers)
         self._cancellers = ThreadPoolExecutor(_CANCELLERS, "cancel")
@@ -51,9 +56,7 @@ class Calls:
             self._timeout_sec, self._timeout_sec if remaining is None else remaining
         )
         if not self._permits.acquire(timeout=max(0.0, deadline - monotonic())):
-            raise Refused(
-                Code.RESOURCE_EXHAUSTED, "the server is busy with as many calls as QUERY_WORKERS allows"
-            )
+            raise self._busy()
         try:
             return self._transaction(context, work, deadline, writes=writes)
         except psycopg.Error as error:
@@ -69,12 +72,20 @@ class Calls:
         self._connections.close()
         self._cancellers.shutdown(wait=False)
 
+    def _busy(self) -> Refused:
+        """Why there was no turn in time: too much is asked, or what is asked is not answered."""
+        if not self._answers():
+            return Refused(Code.UNAVAILABLE, AWAY)
+        return Refused(
+            Code.RESOURCE_EXHAUSTED, "the server is busy with as many calls as QUERY_WORKERS allows"
+        )
+
     def _transaction(
         self, context: Context, work: Callable[[BoundedConnection], T], deadline: float, *, writes: bool
     ) -> T:
         seconds = deadline - monotonic()
         if seconds <= 0:
-            raise Refused(Code.DEADLINE_EXCEEDED, "the deadline of the call has passed")
+            raise self._busy()
         connection = self._connections.begin(_opening(seconds, writes=writes))
         watch = _Watch(connection, self._cancellers)
         try:
@@ -199,5 +210,5 @@ def _refusal(error: psycopg.Error) -> Refused | None:
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Refused(Code.UNAVAILABLE, "somebody else holds a lock on what was asked for; try again")
     if database.is_world(error):
-        return Refused(Code.UNAVAILABLE, "the database does not answer; try again later")
+        return Refused(Code.UNAVAILABLE, AWAY)
     return None

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 import database
-from database import BoundedConnection
+from database import BoundedConnection, Unreachable
 
 
 class Connections:
@@ -39,16 +39,18 @@ class Connections:
         if reused is not None:
             try:
                 self._open(reused, opening)
-            except psycopg.Error:
+            except psycopg.Error as error:
                 reused.close()
                 self._drop_idle()
+                if isinstance(error, Unreachable):  # a new one would not be answered either
+                    raise
             else:
                 return reused
         return self._begin_anew(opening)
 
     def give_back(self, connection: BoundedConnection) -> None:
         """Take a connection that is in no transaction; any other one, or one too many, is closed."""
-        usable = connection.pgconn.transaction_status is TransactionStatus.IDLE
+        usable = connection.pgconn.transaction_status == TransactionStatus.IDLE
         with self._lock:
             if usable and not self._closed:
                 self._idle.append(connection)

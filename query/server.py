@@ -52,7 +52,6 @@ class QueryServer:
         self._stop = stop
         self._failure: BaseException | None = None
         self.hub = Hub()
-        self._calls = Calls(options.database_url, options.workers, options.timeout_sec)
         self._health = health.HealthServicer(experimental_thread_pool=ThreadPoolExecutor(1, "health"))
         self._pulse = Pulse(
             options.database_url,
@@ -60,6 +59,9 @@ class QueryServer:
             stop,
             self._say_health,
             enable_timescale=options.enable_timescale,
+        )
+        self._calls = Calls(
+            options.database_url, options.workers, options.timeout_sec, lambda: self._pulse.answers
         )
         self._following = Following(options.database_url, stop, Stats(), self.hub.hear)
         self.port: int | None = None

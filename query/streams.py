@@ -17,13 +17,13 @@ from live import Many, Newest, News, Series, Told
 from query import answers, queries
 from query import collector_pb2 as pb
 from query.arguments import SeriesWanted
-from query.calls import Calls, LongCall
+from query.calls import AWAY, Calls, LongCall
 from query.refusal import Code, Refused
 
 MOST_AT_ONCE = 1_000  # readings of a series since the last look; who is further behind gets the newest one
 MOST_REPLAYED = 10_000  # the same, of the first look with `after`
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TOGETHER = 50  # series looked at in one transaction
+_TOGETHER = 10_000  # readings that one look may bring into memory, for each caller
 _CONNECT_SEC = 5.0
 _LOOK_SEC = 1.0
 _PASSING = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED)
@@ -177,7 +177,7 @@ class Streams:
         while not subscription.closed:
             due = subscription.take(_LOOK_SEC)
             try:
-                for part in _parts(due):
+                for part in _parts(due, max(1, _TOGETHER // most)):
                     yield from self._news(call, part, reached, most)
                 if due:
                     most = MOST_AT_ONCE
@@ -190,7 +190,7 @@ class Streams:
             if self._listening():
                 good_at = monotonic()
             elif monotonic() - good_at > self._patience_sec:
-                raise Refused(Code.UNAVAILABLE, "the database does not answer; try again later")
+                raise Refused(Code.UNAVAILABLE, AWAY)
         if self._hub.stopped:
             raise Refused(Code.UNAVAILABLE, "the server is stopping; connect again")
 
@@ -198,7 +198,7 @@ class Streams:
         deadline = monotonic() + _CONNECT_SEC
         while not self._listening() and not subscription.closed:
             if monotonic() > deadline:
-                raise Refused(Code.UNAVAILABLE, "the database does not answer; try again later")
+                raise Refused(Code.UNAVAILABLE, AWAY)
             subscription.pause(0.05)
 
     def _begin(
@@ -255,7 +255,7 @@ class Streams:
         return found, skipped
 
 
-def _parts(due: dict[Series, News | None]) -> Iterator[dict[Series, News | None]]:
+def _parts(due: dict[Series, News | None], size: int) -> Iterator[dict[Series, News | None]]:
     rows = list(due.items())
-    for start in range(0, len(rows), _TOGETHER):
-        yield dict(rows[start : start + _TOGETHER])
+    for start in range(0, len(rows), size):
+        yield dict(rows[start : start + size])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
@@ -26,8 +27,10 @@ import query.server
 import query.service
 from config import ConfigError
 from query import collector_pb2 as pb
+from query.calls import Calls
 from query.collector_pb2_grpc import CollectorServiceStub
 from query.options import Tls
+from query.refusal import Code, Refused
 from schema_check import SchemaMismatch
 from tests.querying import Served, at, running, serving, slow, store, through_proxy
 from tests.support import Daemon, Database, wait_until
@@ -241,6 +244,21 @@ def test_a_bug_is_told_in_the_log_and_not_to_the_caller(
 # Time
 
 
+def test_calls_one_after_the_other_share_a_connection(database: Database, served: Served) -> None:
+    def sessions() -> list[tuple[Any, ...]]:
+        return database.rows(
+            "select pid from pg_stat_activity where application_name = 'sluice'"
+            " and datname = current_database() order by pid"
+        )
+
+    served.call("GetLatestReadings", KITCHEN)
+    wait_until(lambda: len(sessions()) == 3, what="the sessions of health, listener and call")
+    before = sessions()
+    for _ in range(10):
+        served.call("GetLatestReadings", KITCHEN)
+    assert sessions() == before
+
+
 def test_a_deadline_ends_the_call_and_its_query(database: Database, served: Served) -> None:
     store(database, [at(1)])
     slow(database)
@@ -352,13 +370,34 @@ def test_more_calls_than_there_is_room_for_are_turned_away(
             call.cancel()
 
 
-def test_who_waits_too_long_for_a_turn_is_told(database: Database) -> None:
-    store(database, [at(1)])
-    slow(database)
-    with serving(database, workers=1, timeout_sec=0.5) as served:
-        calls = [served.stub.GetLatestReadings.future(KITCHEN) for _ in range(6)]
-        codes = {call.exception(20).code().name for call in calls}
-    assert codes == {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+class Alone:
+    """A call without a deadline, of nobody."""
+
+    def time_remaining(self) -> None:
+        return None
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answers", "code"), [(True, Code.RESOURCE_EXHAUSTED), (False, Code.UNAVAILABLE)])
+def test_who_waits_too_long_for_a_turn_is_told_why(database: Database, answers: bool, code: Code) -> None:
+    calls = Calls(database.url, workers=1, timeout_sec=0.3, answers=lambda: answers)
+    begun, done = threading.Event(), threading.Event()
+
+    def work(_connection: object) -> bool:
+        begun.set()
+        return done.wait(20)
+
+    first = InBackground(lambda: calls.ask(Alone(), work))
+    assert begun.wait(20)
+    with pytest.raises(Refused) as caught:
+        calls.ask(Alone(), work)
+    done.set()
+    assert first.result()
+    assert calls.ask(Alone(), work)  # the turn was given back
+    calls.close()
+    assert caught.value.code is code
 
 
 def test_a_request_that_is_too_large_is_turned_away(served: Served) -> None:
