@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import time
 import uuid
@@ -221,6 +222,7 @@ def bridge() -> int:
 
 def query(settings: Settings) -> int:
     """Run the query service, whose packages not everybody has installed."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at the import; what goes wrong is told here
     try:
         from query.server import QueryServer
     except ModuleNotFoundError as missing:

@@ -489,6 +489,14 @@ def test_with_an_authority_only_callers_with_its_certificate_are_let_in(
                 assert other.refusal("GetLatestReadings", KITCHEN, timeout=5)[0] == "UNAVAILABLE"
 
 
+def test_tls_and_a_token_go_together(database: Database, certificates: Path) -> None:
+    tls = Tls(certificate=certificates / "own.pem", key=certificates / "own.key")
+    credentials = grpc.ssl_channel_credentials((certificates / "ca.pem").read_bytes())
+    with serving(database, credentials=credentials, tls=tls, token="t" * 16) as served:
+        assert served.refusal("GetLatestReadings", KITCHEN)[0] == "UNAUTHENTICATED"
+        served.call("GetLatestReadings", KITCHEN, metadata=bearer("t" * 16))
+
+
 def test_certificates_that_cannot_be_used_and_a_port_in_use_are_refused_at_the_start(
     database: Database, certificates: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import threading
@@ -13,11 +14,12 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+import live_listener
 import query.streams
 from query import collector_pb2 as pb
 from tests.querying import Served, at, notify, serving, store, through_proxy
 from tests.support import Database, wait_until
-from tests.writing import YESTERDAY_US
+from tests.writing import YESTERDAY_US, batch_of, rig
 
 SECONDS = 10.0
 
@@ -97,12 +99,19 @@ def us(number: float) -> int:
     return YESTERDAY_US + int(number * 1e6)
 
 
-def test_a_worker_that_stores_is_heard(database: Database, served: Served) -> None:
-    with hearing(served, asking()) as heard:
-        store(database, [at(2, 21.5), at(3, 22.0), at(4, 50.0, sensor_type="humidity")])
-        notify(database, '{"v":1,"many":true}')  # a writer looks for readers once a second only
-        assert [heard.next(), heard.next()] == [("temperature", 2, 21.5), ("temperature", 3, 22.0)]
-        assert heard.quiet
+def test_a_worker_that_stores_is_heard(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(database, [at(1)])
+    monkeypatch.setattr(live_listener, "SETTLED_SEC", 3600.0)  # nothing is looked at without being told
+    numbers = itertools.count(2)
+    with serving(database) as served, rig(database) as worker, hearing(served, asking()) as heard:
+
+        def told() -> bool:
+            worker.writer.write(batch_of([at(next(numbers))]))  # it looks for readers once a second
+            return not heard.quiet
+
+        wait_until(told)
+        written = range(2, next(numbers))
+        assert [heard.next()[1] for _ in written] == list(written)
 
 
 def test_every_reading_since_the_last_one_is_told_once_and_of_chosen_series_only(

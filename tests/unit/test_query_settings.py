@@ -116,6 +116,7 @@ def test_without_its_packages_the_command_says_what_to_install(
     for name in [name for name in sys.modules if name.partition(".")[0] == "query"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "grpc", None)
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
     assert main.main(["query"]) == 2
     error = capsys.readouterr().err
     assert "the package grpc is missing" in error
