@@ -107,7 +107,8 @@ def alerts(
     """One page, counted from 1, of the alerts that were chosen, and how many there are on all pages.
 
     The newest by `created_at` come first, those of the same time in the order of recording, the last one
-    first. A page beyond the last is empty.
+    first. A page beyond the last is empty. The count is of a moment earlier than the page, unless the
+    transaction keeps one snapshot.
     """
     values = {name: getattr(which, name) for name in _CONDITIONS}
     conditions = [condition for name, condition in _CONDITIONS.items() if values[name] is not None]
