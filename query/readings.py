@@ -159,7 +159,7 @@ def raw(
     )
     asked = {"device": device_id, "sensors": list(sensors), "most": limit}
     found: dict[str, list[RawPoint]] = {sensor: [] for sensor in sensors}
-    for sensor, time, value in connection.execute(query, asked):
+    for sensor, time, value in connection.execute(query, asked, binary=True):
         found.setdefault(sensor, []).append(RawPoint(time.astimezone(UTC), value))
     return found
 
