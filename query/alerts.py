@@ -136,8 +136,8 @@ def resolve_alert(
     """End an active alert by hand: the alert as it is then, or None where there is no such alert.
 
     One that is resolved already is answered as it is. `publish`: as for the workers, the end is marked as
-    due for publishing. Runs in the transaction that is open, else in one of its own, which it commits. Raises
-    `LockNotAvailable` where a worker has the alert for longer than the caller's lock_timeout.
+    due for publishing. Runs in the transaction that is open, else in one of its own, which it commits.
+    Raises `LockNotAvailable` where a worker has the alert for longer than the caller's lock_timeout.
 
     Right against a worker that touches the same alert at the same moment: both go by the lock of its row.
     Whoever comes second waits for the first one's COMMIT and looks again. We then find the alert as the
