@@ -107,7 +107,8 @@ def alerts(
     """One page, counted from 1, of the alerts that were chosen, and how many there are on all pages.
 
     The newest by `created_at` come first, those of the same time in the order of recording, the last one
-    first. A page beyond the last is empty.
+    first. A page beyond the last is empty. The count is of a moment earlier than the page, unless the
+    transaction keeps one snapshot.
     """
     values = {name: getattr(which, name) for name in _CONDITIONS}
     conditions = [condition for name, condition in _CONDITIONS.items() if values[name] is not None]
@@ -136,6 +137,7 @@ def resolve_alert(
 
     One that is resolved already is answered as it is. `publish`: as for the workers, the end is marked as
     due for publishing. Runs in the transaction that is open, else in one of its own, which it commits.
+    Raises `LockNotAvailable` where a worker has the alert for longer than the caller's lock_timeout.
 
     Right against a worker that touches the same alert at the same moment: both go by the lock of its row.
     Whoever comes second waits for the first one's COMMIT and looks again. We then find the alert as the

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import psycopg
@@ -56,27 +58,31 @@ _PLAIN = sql.SQL(
           and value is not null
         group by 1, 2
     )
-    select sensor_type, bucket, avg, min, max
+    select sensor_type, avg, min, max
     from (
         select sensor_type, bucket
-        from unnest((select array_agg(distinct sensor_type::text) from filled)) as sensor_type
+        from unnest(array(select distinct sensor_type::text from filled)) as sensor_type
         cross join generate_series({first}, {last}, {width}) as bucket
     ) as every
     full join filled using (sensor_type, bucket)
     order by sensor_type, bucket
     """
 )
-# Shifted to where gap filling counts from, and back.
+# Shifted to where gap filling counts from.
 _TIMESCALE = sql.SQL(
     """
-    select sensor_type,
-        time_bucket_gapfill({width}, "timestamp" - {shift}, {start} - {shift}, {end} - {shift}) as shifted,
-        avg(value), min(value), max(value)
-    from {table}
-    where device_id = %(device)s {chosen} and "timestamp" >= {start} and "timestamp" < {end}
-      and value is not null
-    group by sensor_type, shifted
-    order by sensor_type, shifted
+    select sensor_type, avg, min, max
+    from (
+        select sensor_type,
+            time_bucket_gapfill({width}, "timestamp" - {shift}, {start} - {shift}, {end} - {shift})
+                as bucket,
+            avg(value) as avg, min(value) as min, max(value) as max
+        from {table}
+        where device_id = %(device)s {chosen} and "timestamp" >= {start} and "timestamp" < {end}
+          and value is not null
+        group by sensor_type, bucket
+    ) as filled
+    order by sensor_type, bucket
     """
 )
 
@@ -117,29 +123,33 @@ def buckets(
 
     The first bucket may begin before `start` and the last one end after `end`; what is measured outside
     does not count. Each of `sensors` is answered, if need be with empty buckets alone; without `sensors`,
-    every series that has a number in the range. `interval_sec` is at least 1. Whoever must bound the answer
-    asks `bucket_count` first.
+    every registered series that has a number in the range. `interval_sec` is at least 1. Whoever must bound
+    the answer asks `bucket_count` first; it is that many for each series. Raises `OverflowError` where the
+    first bucket would begin before the year 1.
     """
     count = bucket_count(start, end, interval_sec)
     first, width = first_bucket(start, interval_sec), timedelta(seconds=interval_sec)
-    shift = (first - _TIMESCALE_EPOCH) % width
     query = (_PLAIN if kind is BucketKind.PLAIN else _TIMESCALE).format(
         table=sql.Identifier(table),
         chosen=chosen(sensors),
         width=_seconds(width),
-        shift=_seconds(shift),
+        shift=_seconds((first - _TIMESCALE_EPOCH) % width),
         first=sql.Literal(first),
         last=sql.Literal(first + (count - 1) * width),
         start=sql.Literal(start),
         end=sql.Literal(end),
     )
+    starts = [first + number * width for number in range(count)]
     found: dict[str, list[Bucket]] = {sensor: [] for sensor in sensors}
     if count:
-        back = shift if kind is BucketKind.TIMESCALE else timedelta(0)
         asked = {"device": device_id, "sensors": list(sensors)}
-        for sensor, time, *numbers in connection.execute(query, asked):
-            found.setdefault(sensor, []).append(Bucket(time.astimezone(UTC) + back, *numbers))
-    starts = [first + number * width for number in range(count)]
+        rows = connection.execute(query, asked, binary=True)
+        for sensor, filled in groupby(rows, itemgetter(0)):
+            # All of them, in order; anything else raises.
+            found[sensor] = [
+                Bucket(time, avg, low, high)
+                for time, (_, avg, low, high) in zip(starts, filled, strict=True)
+            ]
     return {
         sensor: filled or [Bucket(time, None, None, None) for time in starts]
         for sensor, filled in found.items()

@@ -2,7 +2,8 @@
 
 Each function takes a psycopg connection in which rows are tuples, and runs in the transaction that it finds
 there; without autocommit it leaves one open. Nothing here limits the time: `database.begin` does. Raises
-psycopg errors as they come. Times are aware, those that are answered in UTC. `table`: the readings.
+psycopg errors as they come, `DataError` also for a name with a NUL. Times are aware, and answered in UTC.
+`table`: the readings.
 """
 
 from __future__ import annotations

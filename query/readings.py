@@ -74,6 +74,11 @@ _SINCE = sql.SQL(
     """
 )
 _CHOSEN = sql.SQL("and sensor_type = any(%(sensors)s::text[])")
+# Named from the registry where the caller names none: before PostgreSQL 18 the primary key finds a range of
+# time only within a series.
+_REGISTERED = sql.SQL(
+    "and sensor_type = any(array(select s.sensor_type::text from series s where s.device_id = %(device)s))"
+)
 _ANY = sql.SQL("")
 
 
@@ -142,9 +147,9 @@ def raw(
 ) -> dict[str, list[RawPoint]]:
     """The numbers of a device measured in [start, end), for each series in order of time.
 
-    Each of `sensors` is answered, if need be with no point; without `sensors`, every series that has one.
-    At most `limit` points over all together: whoever wants to know whether there are more asks for one more
-    than it takes.
+    Each of `sensors` is answered, if need be with no point; without `sensors`, every registered series that
+    has one. At most `limit` points over all together: whoever wants to know whether there are more asks for
+    one more than it takes.
     """
     query = _RAW.format(
         table=sql.Identifier(table),
@@ -154,7 +159,7 @@ def raw(
     )
     asked = {"device": device_id, "sensors": list(sensors), "most": limit}
     found: dict[str, list[RawPoint]] = {sensor: [] for sensor in sensors}
-    for sensor, time, value in connection.execute(query, asked):
+    for sensor, time, value in connection.execute(query, asked, binary=True):
         found.setdefault(sensor, []).append(RawPoint(time.astimezone(UTC), value))
     return found
 
@@ -179,5 +184,5 @@ def since(
 
 
 def chosen(sensors: Iterable[str]) -> sql.SQL:
-    """The condition that names the series, by the parameter `sensors`; none where all are meant."""
-    return _CHOSEN if list(sensors) else _ANY
+    """The condition that names the series by the parameter `sensors`, or all that are registered."""
+    return _CHOSEN if list(sensors) else _REGISTERED
