@@ -31,4 +31,5 @@ IS_WANTED: LiteralString = f"""
           and database = (select oid from pg_database where datname = current_database())
     )
 """  # noqa: S608  constants
-TELL: LiteralString = f"select pg_notify('{CHANNEL}', said) from unnest(%(payloads)s::text[]) said"  # noqa: S608
+# Binary: as text, four payloads full of quotes took 3.6 ms to escape and read, against 0.4.
+TELL: LiteralString = f"select pg_notify('{CHANNEL}', said) from unnest(%(payloads)b::text[]) said"  # noqa: S608
