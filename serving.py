@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
@@ -22,8 +23,8 @@ class Service(Protocol):
     def stop(self) -> None: ...
 
 
-def stop_on_signals(service: Service) -> None:
-    """SIGTERM or SIGINT finishes the batch in hand; a second one ends the process at once, status 1."""
+def stop_on_signals(stop: Callable[[], object]) -> None:
+    """SIGTERM or SIGINT calls `stop`; a second one ends the process at once, status 1."""
 
     def second(_number: int, _frame: FrameType | None) -> None:
         os._exit(1)  # no clean-up that could hang: what was in hand stays pending
@@ -31,7 +32,7 @@ def stop_on_signals(service: Service) -> None:
     def first(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, second)
-        service.stop()
+        stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, first)
@@ -41,7 +42,7 @@ def serve(service: Service, name: str, left: str) -> int:
     """Run until a signal ends it, status 0, or a bug does, status 1: then `left` says what becomes of what
     was in hand.
     """
-    stop_on_signals(service)
+    stop_on_signals(service.stop)
     try:
         service.run()
     except (ConfigError, SchemaMismatch):

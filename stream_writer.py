@@ -81,7 +81,8 @@ class StreamWriter:
 
     def forget_filters(self, bridge: str, filters: Iterable[str]) -> None:
         """The broker has taken these back."""
-        self._patience.call(lambda: self._client.srem(_FILTERS.format(bridge), *filters), in_hand=True)
+        key = _FILTERS.format(bridge)
+        self._patience.call(lambda: self._client.srem(key, *filters), self._failed, in_hand=True)
 
     def _attempt(self) -> None:
         pipe = self._client.pipeline(transaction=False)

@@ -21,7 +21,7 @@ from mqtt.carried import Carried
 from mqtt.client import Link
 from mqtt.filters import overlapping
 from mqtt.intake import Bounds, Intake, Message
-from mqtt.layout import Addition, Composer, Router
+from mqtt.layout import Addition, Composer, Route, Router
 from mqtt.options import MqttOptions
 from mqtt.subscriptions import Subscriptions
 from parse import Limits
@@ -189,7 +189,7 @@ class Bridge:
         if not self._stop.is_set():
             return False
         self._intake.close()
-        return not self._intake.waiting()
+        return self._stop.overdue() or not self._intake.waiting()
 
     def _composed(self, batch: Sequence[Message]) -> Iterator[Sequence[Addition]]:
         """What the messages become, in parts: one message may be a thousand entries."""
@@ -239,7 +239,9 @@ class Bridge:
         self._carried.tell(self._intake.waiting(), last=True)
         self._client.close()
         self._running = False
-        structlog.get_logger().info("bridge_stopped", **self._stats.as_dict())
+        # What still waits is not acknowledged: the broker has it.
+        left = self._intake.waiting()
+        structlog.get_logger().info("bridge_stopped", waiting=left, **self._stats.as_dict())
 
     def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
         ends = self._clock() + seconds
@@ -281,18 +283,7 @@ class Bridge:
             self._intake.pass_over(packet, message.qos)
             return
         route = self._router.route(topic)
-        wanted = True
-        if self._subscriptions.is_copy(topic, message.properties):
-            stats.messages_copied += 1
-            wanted = False
-        elif message.retain and not (route.status or self._options.take_retained):
-            stats.messages_retained += 1
-            wanted = False
-        elif not route.matched:
-            stats.messages_unmatched += 1
-            self._carried.example = topic
-            wanted = self._options.hand_on_unmatched
-        if wanted:
+        if self._wants(message, topic, route):
             self._intake.put(
                 topic,
                 bytes(message.payload),
@@ -303,6 +294,23 @@ class Bridge:
             )
         else:
             self._intake.pass_over(packet, message.qos)
+
+    def _wants(self, message: paho.MQTTMessage, topic: str, route: Route) -> bool:
+        """Whether it is to be carried; what is not is counted."""
+        stats, options = self._stats, self._options
+        if topic == options.status_topic:  # which tells of no device
+            return False
+        if self._subscriptions.is_copy(topic, bytes(message.payload), message.properties):
+            stats.messages_copied += 1
+            return False
+        if message.retain and not (route.status or options.take_retained):
+            stats.messages_retained += 1
+            return False
+        if not route.matched:
+            stats.messages_unmatched += 1
+            self._carried.example = topic
+            return options.hand_on_unmatched
+        return True
 
 
 def _acknowledge(client: object, packet: int, qos: int) -> None:

@@ -42,6 +42,11 @@ _REMEDIES = {
 }
 
 
+_UNANSWERED = (
+    "see the broker's log; does it ask for TLS (mqtts://), or for a certificate (MQTT_CERTIFICATE)?"
+)
+
+
 class Listener(Protocol):
     """Who receives. Every call comes from paho's thread, and must not block.
 
@@ -103,6 +108,7 @@ class Link:
         self._away = False  # left on purpose: whatever still connects is not wanted
         self._connected_at = -inf
         self._short = 0  # connections in a row that ended soon
+        self._answered = False  # CONNACK has come
         self.generation = 0
         self.receive_maximum = _RECEIVE_MAXIMUM
         self.client = self._made()
@@ -130,9 +136,9 @@ class Link:
     def hang_up(self) -> None:
         """Leave the broker for a while, with a good-bye: `call_again` comes back. Takes up to 1 s."""
         self._await_broker(LAST_WORD_SEC)
+        self._away = True
         self._lost()
-        client, self._away = self.client, True
-        client.disconnect()
+        self.client.disconnect()
 
     def call_again(self) -> None:
         """Connect after `hang_up`."""
@@ -146,8 +152,14 @@ class Link:
         """
         if self._listener and self.connected:
             answered = threading.Event()
-            self.client.on_unsubscribe = lambda *_: answered.set()
-            self.client.unsubscribe(_NOBODYS)
+            asked: int | None = None
+
+            def heard(_client: paho.Client, _data: Any, mid: int, *_: Any) -> None:
+                if asked is None or mid == asked:  # None: the answer was quicker than our noting it
+                    answered.set()
+
+            self.client.on_unsubscribe = heard
+            _, asked = self.client.unsubscribe(_NOBODYS)
             answered.wait(timeout)
 
     def _replace(self) -> None:
@@ -211,6 +223,7 @@ class Link:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
+        self._answered = True
         if reason.is_failure:
             words = str(reason)
             self._note("mqtt_refused", words, _REMEDIES.get(words, "see the broker's log"))
@@ -235,6 +248,8 @@ class Link:
         error = sys.exc_info()[1]  # paho calls this while it handles the error, which it does not pass on
         reason = describe(error) if error else "no answer"
         remedy = "check MQTT_URL, and that the broker runs"
+        if self._options.url.startswith("mqtts:"):
+            remedy += " and speaks TLS on this port"
         if isinstance(error, ssl.SSLError):
             remedy = "check MQTT_CA_CERTIFICATE, MQTT_CERTIFICATE and the name in the broker's certificate"
         self._note("mqtt_unreachable", reason, remedy)
@@ -258,6 +273,9 @@ class Link:
             self._short = self._short + 1 if soon else 0
             remedy = f"is another process connected as {self._options.client_id!r}? Names must be unique"
             self._note("mqtt_disconnected", words, remedy if self._short >= OFTEN else "")
+        elif not self._answered:
+            self._note("mqtt_refused", "closed before the broker answered", _UNANSWERED)
+        self._answered = False
 
     def _on_publish(
         self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from zlib import crc32
 
-from paho.mqtt.client import topic_matches_sub
-
-_CACHED = 50_000
+_KEPT = 20_000
 _NUMBERS = 268_000_000  # identifiers end at 268,435,455
 
 
@@ -60,10 +58,11 @@ class Copies:
     """Tells copies of a message that a broker sends once for each filter that matches (MQTT 5, 3.3.4).
 
     `numbered`: the filters that share topics with others, by their place, and the subscription identifier
-    that each is asked for with. The first of them that matches a topic is the one that counts.
+    that each is asked for with. A message is a copy only where as many of the same topic and payload have
+    come by another filter on this connection: what a broker sends for one filter alone, after a restart or
+    where it has refused the other, is never passed over.
 
-    Other filters make other identifiers: a session may hold messages for those of earlier settings, of
-    which nothing is known but that they must not be taken for copies.
+    Other filters make other identifiers: a session may hold messages for those of earlier settings.
     """
 
     def __init__(self, filters: Sequence[str]) -> None:
@@ -71,22 +70,19 @@ class Copies:
         first = 1 + crc32("\n".join(filters).encode()) % _NUMBERS
         self.numbered = {place: first + place for place, one in enumerate(filters) if one in shared}
         self._ours = frozenset(self.numbered.values())
-        self._filters = filters
-        self._counts: dict[str, int] = {}  # topic: the identifier that counts
+        self._seen: dict[bytes, dict[int, int]] = {}  # identity: how many have come by each filter
 
-    def is_copy(self, topic: str, numbers: Sequence[int]) -> bool:
-        """`numbers`: the identifiers that the message carries. No copy where one of them is not ours."""
-        if not self._ours.issuperset(numbers):
-            return False
-        counts = self._counts.get(topic)
-        if counts is None:
-            matching = (
-                number
-                for place, number in self.numbered.items()
-                if topic_matches_sub(self._filters[place], topic)
-            )
-            counts = next(matching, 0)
-            if len(self._counts) >= _CACHED:
-                self._counts.clear()
-            self._counts[topic] = counts
-        return counts > 0 and counts not in numbers
+    def forget(self) -> None:
+        """A connection begins."""
+        self._seen.clear()
+
+    def is_copy(self, identity: bytes, numbers: Sequence[int]) -> bool:
+        """`identity`: of topic and payload; `numbers`: the identifiers that the message carries."""
+        if len(numbers) != 1 or numbers[0] not in self._ours:
+            return False  # sent once for all, or for filters of which nothing is known any more
+        if len(self._seen) >= _KEPT and identity not in self._seen:
+            self._seen.clear()  # makes repeats at worst
+        counts = self._seen.setdefault(identity, {})
+        number = numbers[0]
+        counts[number] = counts.get(number, 0) + 1
+        return counts[number] <= max((count for by, count in counts.items() if by != number), default=0)

@@ -235,26 +235,38 @@ class Intake:
             self._settle()
 
     def _has_room(self, message: Message, queue: deque[Message]) -> bool:
-        """Whether it may go in: makes room, or does what is to be done where there is none."""
+        """Whether it may go in: makes room, or does what is to be done where there is none.
+
+        Bytes are short: readings make room for statuses, and never the other way.
+        """
         bounds = self._bounds
-        while len(queue) >= bounds.count or (self._size + message.size > bounds.size and self._waiting()):
-            if bounds.when_full is WhenFull.DROP_OLDEST:
-                oldest = (queue or self._readings or self._statuses).popleft()
-                self._size -= oldest.size
-                oldest.done, oldest.payload = True, b""
-                self._stats.messages_dropped += 1
-                self._settle()
-                continue
-            if message.packet and bounds.when_full is WhenFull.STOP:
+        while True:
+            if len(queue) >= bounds.count:
+                victims = queue
+            elif self._waiting() and self._size + message.size > bounds.size:
+                victims = self._readings if self._readings or queue is self._readings else queue
+            else:
+                return True
+            if bounds.when_full is WhenFull.STOP and message.packet:
                 self.overflowed = True
                 return False
-            self._stats.messages_dropped += 1  # QoS 0 cannot be kept by the broker
-            if message.packet:
-                message.done, message.payload = True, b""
-                self._owe(message)
-                self._settle()
-            return False
-        return True
+            oldest = bounds.when_full is WhenFull.DROP_OLDEST
+            by_wish = oldest or (bounds.when_full is WhenFull.DROP_NEWEST and victims is not queue)
+            if not victims or not by_wish:  # QoS 0 too: no broker keeps it
+                self._lose(message)
+                if message.packet:
+                    self._owe(message)
+                    self._settle()
+                return False
+            victim = victims.popleft() if oldest else victims.pop()
+            self._size -= victim.size
+            self._lose(victim)
+            self._settle()
+
+    def _lose(self, message: Message) -> None:
+        """It is counted, and acknowledged in its turn as if Redis had it."""
+        self._stats.messages_dropped += 1
+        message.done, message.payload = True, b""
 
     def _settle(self) -> None:
         """Acknowledge from the front, as far as Redis has confirmed."""

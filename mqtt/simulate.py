@@ -11,7 +11,6 @@ import json
 import os
 import random
 import secrets
-import signal
 import socket
 import sys
 import time
@@ -20,7 +19,6 @@ from dataclasses import replace
 from ipaddress import ip_address
 from math import inf, isfinite
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 from urllib.parse import urlsplit
 
@@ -33,6 +31,7 @@ from mqtt.shapes import Shape
 from mqtt.simulator import SendOptions, Simulator
 from mqtt.tally import Tally, manifest
 from retry import StopFlag
+from serving import stop_on_signals
 
 _REMEDY = "check --topics and what the broker allows this user"
 
@@ -93,7 +92,7 @@ def main(mqtt: MqttOptions, chosen: argparse.Namespace) -> int:
             raise ConfigError(str(unfit)) from None
         except OSError as error:
             raise ConfigError(f"--manifest {chosen.manifest} cannot be written: {error.strerror}") from None
-        _stop_on_signals(stop)
+        stop_on_signals(stop.set)
         simulator.run(plan)
     _report(chosen, simulator, tally, seed)
     return 0 if simulator.reached and not tally.not_accepted else 1
@@ -128,18 +127,6 @@ def _refuse_others(mqtt: MqttOptions, *, allowed: bool) -> None:
 
 def _writer(out: TextIO | None) -> Callable[[Message], None]:
     return (lambda message: out.writelines(manifest(message))) if out else lambda _: None
-
-
-def _stop_on_signals(stop: StopFlag) -> None:
-    """SIGTERM or SIGINT ends the run in order; a second one ends the process at once, status 1."""
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
 
 
 def _report(chosen: argparse.Namespace, simulator: Simulator, tally: Tally, seed: int) -> None:

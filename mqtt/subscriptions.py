@@ -12,6 +12,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from mqtt.filters import Copies
+from mqtt.intake import identity_of
 from mqtt.options import MqttOptions
 
 # Retained messages come with a subscription that is new, not with every connection (MQTT 5, 3.8.3.1).
@@ -30,9 +31,12 @@ class Subscriptions:
         self._mqtt = mqtt
         prefix = f"$share/{share}/" if share else ""
         self.wanted = tuple(prefix + one for one in filters)
-        self._copies = Copies(filters)
+        # Of a group's copies each bridge may get one: nobody could tell them.
+        self._copies = Copies(() if share else filters)
         self._asked: dict[int, Sequence[str]] = {}  # paho's message id: filters of a SUBSCRIBE not answered
         self._refused = False
+        self._had_all = False  # all were granted, on this connection or one before
+        self._ended: int | None = None  # paho's message id of the UNSUBSCRIBE
         self.former: frozenset[str] = frozenset()
         self._shared = bool(share)
         self._complain = complain
@@ -52,20 +56,24 @@ class Subscriptions:
                 "leave BRIDGE_SHARE empty and run one bridge",
             )
             return
+        self._copies.forget()
+        if resumed and self._had_all and not self._mqtt.version_5:
+            self.granted = True  # asking again would bring every retained message again (3.1.1, 3.8.4)
+            return
         self._asked.clear()
         self._refused = False
         for number, filters in self._in_packets(properties):
             self._ask(client, number, filters)
         if self.former and not self.former_gone:
             client.on_unsubscribe = self._on_unsubscribe
-            client.unsubscribe(sorted(self.former))
+            _, self._ended = client.unsubscribe(sorted(self.former))
 
-    def is_copy(self, topic: str, properties: Properties | None) -> bool:
-        """Whether the broker sends this message for another filter too, which counts in its place."""
+    def is_copy(self, topic: str, payload: bytes, properties: Properties | None) -> bool:
+        """Whether the broker has sent this message for another filter already."""
         if not self._copies.numbered:
             return False
         numbers: Sequence[int] = getattr(properties, "SubscriptionIdentifier", None) or ()
-        return bool(numbers) and self._copies.is_copy(topic, numbers)
+        return bool(numbers) and self._copies.is_copy(identity_of(topic, payload), numbers)
 
     def _in_packets(self, properties: Properties | None) -> Iterator[tuple[int, Sequence[str]]]:
         """Filters by SUBSCRIBE, with the number that its messages shall carry, or 0.
@@ -102,7 +110,7 @@ class Subscriptions:
         filters = self._asked.pop(mid, ())
         refused = [(one, why) for one, why in zip(filters, reasons, strict=False) if why.is_failure]
         self._refused = self._refused or bool(refused)
-        self.granted = not self._asked and not self._refused
+        self.granted = self._had_all = not self._asked and not self._refused
         if refused:
             self._complain(
                 "mqtt_subscription_refused",
@@ -110,8 +118,11 @@ class Subscriptions:
                 "check BRIDGE_TOPICS, and what the broker allows this user",
             )
 
-    def _on_unsubscribe(self, *_: Any) -> None:
-        self.former_gone = True
+    def _on_unsubscribe(
+        self, _client: paho.Client, _data: Any, mid: int, reasons: Sequence[ReasonCode], _properties: Any
+    ) -> None:
+        if mid == self._ended and not any(reason.is_failure for reason in reasons):
+            self.former_gone = True
 
     def _tell_of_session(self, resumed: bool, properties: Properties | None) -> None:
         if not resumed and self._connections > 1:

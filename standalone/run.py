@@ -75,7 +75,13 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--redis-url", help="use this Redis or Valkey: redis://…, rediss://… or unix://…")
     parser.add_argument("--database-url", help="use this database: postgresql://…; it gets the migrations")
     parser.add_argument("--mqtt-url", help="use this MQTT broker: mqtt://… or mqtts://…; MQTT_… go with it")
-    parser.add_argument("--no-demo", action="store_true", help="leave out the simulated devices")
+    demo = parser.add_mutually_exclusive_group()
+    demo.add_argument("--no-demo", action="store_true", help="leave out the simulated devices")
+    demo.add_argument(
+        "--demo",
+        action="store_true",
+        help="with servers of your own too: writes readings and rules there",
+    )
     parser.add_argument("--for", dest="seconds", type=_seconds, help="end by itself after SECONDS")
     parser.add_argument(
         "--data", type=Path, default=ROOT / ".standalone", help="folder of the data (default .standalone)"
@@ -102,6 +108,9 @@ class Standalone:
         self._home: Path = chosen.data.absolute()
         self._stop = StopFlag(timeout_sec=60)
         self._rate = screen.Rate()
+        # Into servers of the user's own, which may hold what matters, only on demand.
+        own = any((chosen.redis_url, chosen.database_url, chosen.mqtt_url))
+        self._demo = chosen.demo or not (own or chosen.no_demo)
 
     def run(self) -> int:
         self._home.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -111,7 +120,7 @@ class Standalone:
                 signal.signal(number, self._on_signal)
             settings = self._settings(stack)
             self._migrate(settings)
-            if not self._chosen.no_demo:
+            if self._demo:
                 self._make_rules(settings)
             if not self._stop.is_set():
                 self._work(settings)
@@ -188,7 +197,7 @@ class Standalone:
             worker = self._child(stack, "worker")
             bridge = self._child(stack, "bridge", "bridge")
             bridge.wait_for("mqtt_subscribed", DRAIN_SEC)  # what is published before has nobody to go to
-            demo = None if self._chosen.no_demo else self._child(stack, "simulator", *self._simulate())
+            demo = self._child(stack, "simulator", *self._simulate()) if self._demo else None
             if demo:
                 demo.wait_for("mqtt_connected", DRAIN_SEC)  # --for counts from here
             self._out.print("✓ worker and bridge started" + (", and 16 simulated devices" if demo else ""))
@@ -215,7 +224,7 @@ class Standalone:
         if host not in ("localhost", "127.0.0.1", "::1"):
             raise Trouble(
                 f"the demo publishes readings that nobody measured, and the broker at {host} is not on "
-                "this machine; add --no-demo"
+                "this machine; leave out --demo"
             )
         return (*_DEMO, "--topics", _DEMO_TOPICS, "--scenario", str(_DATA / "demo.toml"))
 
@@ -234,7 +243,7 @@ class Standalone:
         if accepted is not None:
             added = books.read + books.unread - before.read - before.unread
             self._out.print(
-                f"{accepted:,} messages accepted by the broker, {added:,} entries in the streams",
+                f"this run: {accepted:,} messages accepted by the broker, {added:,} entries in the streams",
                 soft_wrap=True,
             )
         self._out.print(screen.accounted(books), soft_wrap=True)

@@ -149,14 +149,18 @@ def test_when_it_is_killed_its_servers_end_too_and_the_next_run_works(data: Path
     assert status == 0, output
 
 
-def test_real_servers_take_the_place_of_the_embedded_ones(
+def test_real_servers_take_the_place_of_the_embedded_ones_and_get_no_demo_unless_asked_for(
     data: Path, empty_database: str, client: redis.Redis, redis_url: str, broker: Broker
 ) -> None:
     own = ("--redis-url", redis_url, "--database-url", empty_database, "--mqtt-url", broker.url())
-    status, output = run(data, *own, "--for", "3", MQTT_PROTOCOL="3.1.1")
+    status, output = run(data, *own, "--for", "0.1", MQTT_PROTOCOL="3.1.1")
+    assert status == 0, output
+    own_database = Database(empty_database, timescale=False)
+    assert (own_database.count(), own_database.rows("select id from thresholds")) == (0, [])
+    status, output = run(data, *own, "--demo", "--for", "3", MQTT_PROTOCOL="3.1.1")
     assert status == 0, output
     assert stored(output) > 0
-    assert Database(empty_database, timescale=False).count() >= stored(output)
+    assert own_database.count() >= stored(output)
     assert not (data / "valkey").exists()
     assert not (data / "postgres").exists()
     assert "mqtt-broker" not in output

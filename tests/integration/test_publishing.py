@@ -400,10 +400,26 @@ def test_something_that_is_no_broker_is_told_and_does_not_end_the_thread(databas
     with proxy_to(("127.0.0.1", 9)) as nothing, capture_logs() as logs:
         with publishing(options_for(database, f"mqtt://127.0.0.1:{nothing.port}", version_5=True)) as one:
             one._link.client.failure = one_of_paho()
-            wait_until(lambda: any(log["event"] == "mqtt_refused" for log in logs))
+            wait_until(lambda: any("CONNACK" in log.get("reason", "") for log in logs))
             assert one.failed is None
-        (told,) = [log for log in logs if log["event"] == "mqtt_refused"]
+        (told,) = [log for log in logs if "CONNACK" in log.get("reason", "")]
+        assert told["event"] == "mqtt_refused"
         assert "MQTT_URL" in told["remedy"]
+
+
+def test_a_connection_that_ends_before_the_broker_has_answered_is_told_with_what_may_be_missing(
+    database: Database,
+) -> None:
+    """As a broker does that asks for a certificate: the handshake is over by then."""
+    with (
+        proxy_to(("127.0.0.1", 9)) as nothing,
+        capture_logs() as logs,
+        publishing(options_for(database, f"mqtt://127.0.0.1:{nothing.port}", version_5=True)),
+    ):
+        wait_until(lambda: any(log["event"] == "mqtt_refused" for log in logs))
+    told = next(log for log in logs if log["event"] == "mqtt_refused")
+    assert told["reason"] == "closed before the broker answered"
+    assert "MQTT_CERTIFICATE" in told["remedy"]
 
 
 def one_of_paho() -> Exception:

@@ -263,7 +263,7 @@ def test_a_broker_that_is_not_there_is_status_1(
 ) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     monkeypatch.setenv("MQTT_URL", "mqtt://127.0.0.1:1")
-    monkeypatch.setattr("mqtt.simulate._stop_on_signals", lambda _: None)
+    monkeypatch.setattr("mqtt.simulate.stop_on_signals", lambda _: None)
     monkeypatch.chdir(tmp_path)
     assert main.main(["simulate", "--for", "0.1", "--json"]) == 1
     shown = capsys.readouterr()

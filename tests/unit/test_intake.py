@@ -507,15 +507,25 @@ class Traffic(RuleBasedStateMachine):
             self.arrived.pop(packet)
             del self.turn[sent.serial]
         elif self.stats.messages_recognised == before:
-            newest_dropped = self.stats.messages_dropped > dropped and (
-                self.bounds.when_full is not WhenFull.DROP_OLDEST
-            )
-            if newest_dropped:
-                self.given_up.add(sent.serial)
-            else:
-                assert sent.serial not in self.inside, "taken in twice"
-                self.given_up.discard(sent.serial)
-                self.inside[sent.serial] = sent.kind
+            assert sent.serial not in self.inside, "taken in twice"
+            self.given_up.discard(sent.serial)
+            self.inside[sent.serial] = sent.kind
+            gone = self.inside.keys() - self._held()
+            assert not gone or self.stats.messages_dropped > dropped
+            self._check_victims(gone, sent)
+
+    def _held(self) -> set[int]:
+        """What is in the queues."""
+        waiting = (*self.intake._statuses, *self.intake._readings)
+        return {mark.serial for mark in self._marks(waiting)}
+
+    def _check_victims(self, gone: set[int], came: Sent) -> None:
+        """Whatever makes room: never a status for a reading, nor anything but as the policy says."""
+        for serial in gone:
+            kind = self.inside.pop(serial)
+            self.given_up.add(serial)
+            assert serial == came.serial or self.bounds.when_full in DROPPING
+            assert kind == "reading" or came.kind == "status", "a status made room for a reading"
 
     # The broker
 

@@ -44,7 +44,7 @@ class Interrupting(io.StringIO):
 def test_a_signal_while_a_log_line_is_written_does_not_deadlock() -> None:
     settings = config.load(database_url="postgresql://localhost/none", redis_url="redis://127.0.0.1:1")
     service = DatabaseWriterService(settings)
-    stop_on_signals(service)
+    stop_on_signals(service.stop)
     out = Interrupting()
     log.configure("info", "json", out)
     try:

@@ -455,7 +455,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No DATABASE_URL, and no signal handlers that outlive the test."""
     for name in ("DATABASE_URL", "REDIS_URL", "MQTT_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("mqtt.simulate._stop_on_signals", lambda _: None)
+    monkeypatch.setattr("mqtt.simulate.stop_on_signals", lambda _: None)
     monkeypatch.chdir(tmp_path)
 
 
