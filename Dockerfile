@@ -1,10 +1,11 @@
 # A worker. Build: docker build -t sluice .   Run: docker run --env-file .env sluice
 # Other commands: docker run --env-file .env sluice python main.py verify
 #                 docker run --env-file .env sluice ./migrate.sh upgrade
+#                 docker run --env-file .env -p 50054:50054 sluice python main.py query   (QUERY_HOST=0.0.0.0)
 FROM python:3.13-slim AS packages
-COPY requirements/core.txt /tmp/core.txt
+COPY requirements/core.txt requirements/query.txt /tmp/
 RUN python -m venv /opt/sluice/.venv \
-    && /opt/sluice/.venv/bin/pip install --no-cache-dir --require-hashes -r /tmp/core.txt
+    && /opt/sluice/.venv/bin/pip install --no-cache-dir --require-hashes -r /tmp/query.txt
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 sluice
@@ -14,6 +15,7 @@ COPY *.py alembic.ini migrate.sh ./
 COPY alembic alembic
 COPY mqtt mqtt
 COPY ops ops
+COPY query query
 USER sluice
 ENV PATH=/opt/sluice/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # exec form: SIGTERM reaches Python

@@ -23,7 +23,10 @@ bench: ## throughput of a worker beside the COPY limit, of a bridge beside paho 
 	$(python) -m benchmarks.throughput
 	$(python) -m benchmarks.bridge
 
+proto: ## make the stubs of query/collector.proto anew
+	$(python) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. query/collector.proto
+
 lock: ## pin packages anew (needs uv)
 	requirements/lock.sh
 
-.PHONY: help run test unit lint format bench lock
+.PHONY: help run test unit lint format bench proto lock

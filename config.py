@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings
 
 from edge_settings import EdgeSettings
+from query_settings import QuerySettings
 from setting_sources import SECRETS
 from setting_sources import ConfigError as ConfigError
 from setting_types import AnyCaseUnknownSeries, DatabaseAddress, TableName, UnknownSeries
@@ -48,8 +49,8 @@ class _DatabaseSettings(BaseSettings):
     )
 
 
-class Settings(EdgeSettings, _DatabaseSettings):
-    """What a worker runs with. Times are seconds, sizes bytes, unless a name says otherwise.
+class Settings(QuerySettings, EdgeSettings, _DatabaseSettings):
+    """What workers and the query service run with. Seconds and bytes, unless a name says otherwise.
 
     Raises: use `load()`, which turns pydantic's report into a `ConfigError` of one line.
     """

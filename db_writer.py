@@ -45,6 +45,7 @@ from schema import (
 )
 from staging import copy_rows, merge_rows
 from sweep import Sweep
+from telling import Telling
 
 
 class AlertsRefused(Exception):
@@ -100,6 +101,7 @@ class DatabaseWriter:
             options.table, store.rules, publish=options.publish_alerts, owner_of=self._registry.owner_of
         )
         self._session.on_drop = self._alerting.forget
+        self._telling = Telling(stats, clock)
         sweep = Sweep(
             options.table,
             options.holder,
@@ -183,6 +185,7 @@ class DatabaseWriter:
         )
         self._registry.note(_those(readings, fates, (RowFate.STORED, RowFate.DUPLICATE)))
         self._alerting.committed(judged)
+        self._telling.committed()
         self._stats.alerts_opened += judged.activated
         self._stats.alerts_resolved += judged.resolved
         if judged.due:
@@ -199,10 +202,14 @@ class DatabaseWriter:
                 fates = merge_rows(connection, self._options.table, readings)
             else:
                 fates = copy_rows(connection, self._options.table, readings)
-            judged = self._judge(connection, readings, fates)
+            stored = _those(readings, fates, (RowFate.STORED,))
+            self._telling.tell(connection, stored)
+            judged = self._judge(connection, stored)
             # A crash before this line stores nothing; after it, redelivery finds the rows there.
             connection.commit()
         except psycopg.Error as error:
+            if self._telling.to_blame(error):
+                raise psycopg.OperationalError("the queue of notifications is full") from error
             if partitions.is_missing_partition(error):
                 self._housekeeping.forget_partitions()
                 raise psycopg.OperationalError("a partition was dropped meanwhile") from error
@@ -211,12 +218,10 @@ class DatabaseWriter:
             raise
         return fates, judged
 
-    def _judge(
-        self, connection: BoundedConnection, readings: Sequence[Reading], fates: Sequence[Answer]
-    ) -> Judged:
+    def _judge(self, connection: BoundedConnection, stored: Sequence[Reading]) -> Judged:
         """What is new in the table goes to the alerts; what was there already has been there before."""
         try:
-            return self._alerting.judge(connection, _those(readings, fates, (RowFate.STORED,)))
+            return self._alerting.judge(connection, stored)
         except psycopg.Error as error:
             if database.is_row_fault(error):
                 raise AlertsRefused(describe(error)) from error

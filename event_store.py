@@ -7,25 +7,20 @@ of their moments, not of their arrival, decide is `applied_events`: the newest m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
 
 import database
 from database import BoundedConnection
+from removal import Removal
 from schema import DeviceEvent, EventKind
 from thresholds import WILDCARDS
 
 # First half of a two-part advisory lock. One event at a time in the whole database: what one event changes
 # depends on what another has left behind, also where that is a row that is not there. Events are rare.
 _LOCK_CLASS = 0x51C1EE
-# Partitions or chunks that one transaction deletes from: each one takes locks (docs/internals.md).
-MAX_PARTS = 32
-# Statements that one transaction deletes with, where series of few readings share a large part.
-MAX_DELETES = 100
-
 _LOCK: LiteralString = f"select pg_advisory_xact_lock({_LOCK_CLASS}, 0)"
 _TRY_LOCK: LiteralString = f"select pg_try_advisory_xact_lock({_LOCK_CLASS}, 0)"
 # The subjects that had not yet seen an event as new as this one, which they now have.
@@ -62,13 +57,6 @@ _PUT_BEHIND = """
     where device_id = (select device_id from device_deletions order by requested_at, device_id limit 1)
 """
 _DONE = "delete from device_deletions where device_id = %(device)s"
-# Rows that somebody else has locked are passed over: the next step meets them again.
-_DELETE_ALERTS = """
-    delete from alerts where id in (
-        select id from alerts where device_id = %(device)s order by id limit %(rows)s
-        for update skip locked)
-"""
-_ALERTS_LEFT = "select 1 from alerts where device_id = %(device)s limit 1"
 # Not a rule that an event newer than the deletion has made: the device has come back.
 _RULES = sql.SQL(
     """
@@ -96,44 +84,7 @@ _DELETE_DEVICE = """
 """
 _DEVICE_LEFT = "select 1 from devices where device_id = %(device)s"
 
-# Where the parts of the table, its partitions or chunks, begin and end.
-_IS_PARTITIONED = "select 1 from pg_partitioned_table where partrelid = to_regclass(quote_ident(%(table)s))"
-_HAS_TIMESCALE = "select 1 from pg_extension where extname = 'timescaledb'"
-_PARTITION_BOUNDS = r"""
-    select bound::text from (
-        select distinct
-            (regexp_matches(pg_get_expr(relpartbound, oid), '''([^'']+)''', 'g'))[1]::timestamptz as bound
-        from pg_inherits join pg_class on oid = inhrelid
-        where inhparent = to_regclass(quote_ident(%(table)s))
-    ) as bounds order by bound
-"""
-_CHUNK_BOUNDS = """
-    select bound::text from (
-        select distinct unnest(array[range_start, range_end]) as bound
-        from timescaledb_information.chunks
-        where format('%%I.%%I', hypertable_schema, hypertable_name)::regclass
-            = to_regclass(quote_ident(%(table)s))
-    ) as bounds order by bound
-"""
-# `within` is written out, so that only the parts that it covers are planned for, opened and locked.
-_WITHIN = sql.SQL('device_id = %(device)s and "timestamp" >= {low} and "timestamp" < {high}')
-_COUNT = sql.SQL("select count(*) from (select from {table} where {within} limit %(most)s) as found")
-_A_SERIES = sql.SQL("select sensor_type from {table} where {within} limit 1")
-_NTH_TIME = sql.SQL(
-    """
-    select "timestamp"::text from {table} where {within} and sensor_type = %(sensor)s
-    order by "timestamp" offset %(nth)s limit 1
-    """
-)
-_DELETE = sql.SQL("delete from {table} where {within}")
-_DELETE_OF_SERIES = sql.SQL("delete from {table} where {within} and sensor_type = %(sensor)s")
-_DELETE_UNTIL = sql.SQL(
-    'delete from {table} where {within} and sensor_type = %(sensor)s and "timestamp" <= {until}'
-)
-
-Query = LiteralString | sql.Composed
 Overdue = Callable[[], bool]
-Part = tuple[str, str]
 
 
 def apply(
@@ -177,7 +128,7 @@ def _change_rule(connection: BoundedConnection, event: DeviceEvent) -> bool:
         return False
     (device,) = event.devices
     gone = {"subject": f"device:{device}", "ms": event.moment[0]}
-    if _any(connection, _IS_DEVICE_GONE, gone):
+    if connection.execute(_IS_DEVICE_GONE, gone).fetchone():
         # The newest that is known of this rule is of a deleted device. It may be there yet, as it was
         # made earlier for another device.
         connection.execute(_DROP_RULE, {"id": event.threshold_id})
@@ -223,7 +174,7 @@ def deletion_step(
         database.begin(connection, timeout_sec, overdue)
         job = connection.execute(_NEXT_JOB).fetchone()
         if job is not None:
-            _Deletion(connection, table, job[0], rows).run()
+            _remove(connection, Removal(connection, table, rows), job[0])
         # A crash before this line leaves the job as it was; after it, the next step goes on.
         connection.commit()
     except psycopg.Error as error:
@@ -239,111 +190,23 @@ def put_behind(connection: BoundedConnection) -> None:
     connection.commit()
 
 
-class _Deletion:
-    """One step of one job. `left`: how many rows it may still delete."""
-
-    def __init__(self, connection: BoundedConnection, table: str, device: str, rows: int) -> None:
-        self._connection = connection
-        self._table = table
-        self._device = device
-        self._left = rows
-        self._parts = MAX_PARTS
-        self._deletes = MAX_DELETES
-
-    def run(self) -> None:
-        if not self._delete(_DELETE_ALERTS, _ALERTS_LEFT) or not self._delete_readings():
-            return
-        if not self._delete_rules() or not self._delete(_DELETE_SERIES, _SERIES_LEFT):
-            return
-        if self._delete(_DELETE_DEVICE, _DEVICE_LEFT):
-            self._connection.execute(_DONE, {"device": self._device})
-
-    def _delete(self, statement: Query, any_left: Query) -> bool:
-        """Whether none are left."""
-        values = {"device": self._device, "rows": self._left}
-        self._took(self._connection.execute(statement, values).rowcount)
-        return not _any(self._connection, any_left, values)
-
-    def _delete_rules(self) -> bool:
-        """With the lock of events, which may bring a rule back. Not waiting for it: an event that holds it
-        may be waiting for this job.
-        """
-        if any(sign in self._device for sign in WILDCARDS):
-            return True  # as a pattern it names other devices too
-        row = self._connection.execute(_TRY_LOCK).fetchone()
-        return bool(row and row[0]) and self._delete(_DELETE_RULES, _RULES_LEFT)
-
-    def _delete_readings(self) -> bool:
-        """Whether none are left. Part by part, since a transaction must not open them all."""
-        parts = self._all_parts()
-        for start in range(0, len(parts), MAX_PARTS):
-            group = parts[start : start + MAX_PARTS]
-            if not self._count((group[0][0], group[-1][1]), 1):
-                continue
-            for part in group:
-                if not self._delete_part(part):
-                    return False
-        return True
-
-    def _all_parts(self) -> list[Part]:
-        """All of time, cut where partitions or chunks begin and end."""
-        table = {"table": self._table}
-        bounds: list[str] = []
-        if _any(self._connection, _IS_PARTITIONED, table):
-            bounds = [bound for (bound,) in self._connection.execute(_PARTITION_BOUNDS, table)]
-        elif _any(self._connection, _HAS_TIMESCALE, {}):
-            bounds = [bound for (bound,) in self._connection.execute(_CHUNK_BOUNDS, table)]
-        edges = ["-infinity", *bounds, "infinity"]
-        return list(pairwise(edges))
-
-    def _delete_part(self, part: Part) -> bool:
-        """Whether none are left in this part."""
-        found = self._count(part, self._left + 1)
-        if not found:
-            return True
-        if not self._parts or not self._left:
-            return False
-        self._parts -= 1
-        if found <= self._left:
-            self._took(self._run(_DELETE, part).rowcount)
-            return True
-        while self._left > 0 and self._deletes:
-            row = self._run(_A_SERIES, part).fetchone()
-            if row is None:
-                return True
-            self._delete_of_series(part, row[0])
-            self._deletes -= 1
-        return False
-
-    def _took(self, rows: int) -> None:
-        """Perhaps more than it might: of the same time, or come meanwhile."""
-        self._left = max(0, self._left - rows)
-
-    def _delete_of_series(self, part: Part, sensor: str) -> None:
-        """The oldest of a series, those of the last one's time included."""
-        last = self._run(_NTH_TIME, part, sensor=sensor, nth=self._left - 1).fetchone()
-        if last is None:
-            self._took(self._run(_DELETE_OF_SERIES, part, sensor=sensor).rowcount)
-        else:
-            self._took(self._run(_DELETE_UNTIL, part, until=last[0], sensor=sensor).rowcount)
-
-    def _count(self, part: Part, most: int) -> int:
-        """How many readings there are, counted up to `most`. The locks of looking are given back."""
-        with self._connection.transaction(force_rollback=True):
-            row = self._run(_COUNT, part, most=most).fetchone()
-        return int(row[0]) if row else 0
-
-    def _run(
-        self, statement: sql.SQL, part: Part, until: str = "", **values: object
-    ) -> psycopg.Cursor[Any]:
-        low, high = part
-        query = statement.format(
-            table=sql.Identifier(self._table),
-            within=_WITHIN.format(low=sql.Literal(low), high=sql.Literal(high)),
-            until=sql.Literal(until),
-        )
-        return self._connection.execute(query, {"device": self._device, **values})
+def _remove(connection: BoundedConnection, removal: Removal, device: str) -> None:
+    """As far as the step goes. A table only when the one before it is empty."""
+    if not removal.alerts(device) or not removal.readings(device):
+        return
+    if not _remove_rules(connection, removal, device):
+        return
+    if removal.delete(_DELETE_SERIES, _SERIES_LEFT, device) and removal.delete(
+        _DELETE_DEVICE, _DEVICE_LEFT, device
+    ):
+        connection.execute(_DONE, {"device": device})
 
 
-def _any(connection: BoundedConnection, query: Query, values: dict[str, Any]) -> bool:
-    return connection.execute(query, values).fetchone() is not None
+def _remove_rules(connection: BoundedConnection, removal: Removal, device: str) -> bool:
+    """With the lock of events, which may bring a rule back. Not waiting for it: an event that holds it may
+    be waiting for this job.
+    """
+    if any(sign in device for sign in WILDCARDS):
+        return True  # as a pattern it names other devices too
+    row = connection.execute(_TRY_LOCK).fetchone()
+    return bool(row and row[0]) and removal.delete(_DELETE_RULES, _RULES_LEFT, device)

@@ -1,6 +1,7 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
-`python main.py` runs a worker, `bridge` what feeds it from an MQTT broker; `verify` proves the ledger,
+`python main.py` runs a worker, `bridge` what feeds it from an MQTT broker, `query` what answers over gRPC;
+`verify` proves the ledger,
 `thresholds` and `series` edit what workers heed, `simulate` publishes what devices would.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import time
 import uuid
@@ -218,6 +220,20 @@ def bridge() -> int:
     return serve(Bridge(wiring.bridge_options(settings), stop), "bridge", left="unacknowledged")
 
 
+def query(settings: Settings) -> int:
+    """Run the query service, whose packages not everybody has installed."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at the import; what goes wrong is told here
+    try:
+        from query.server import QueryServer
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"the package {missing.name} is missing for {sys.executable}; the query service needs "
+            "pip install --require-hashes -r requirements/query.txt"
+        ) from None
+    stop = StopFlag(settings.shutdown_timeout_sec)
+    return serve(QueryServer(wiring.query_options(settings), stop), "query", left="nothing")
+
+
 def main(arguments: Sequence[str]) -> int:
     from mqtt import simulate
     from ops import series, thresholds, verify
@@ -226,6 +242,7 @@ def main(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("worker", help="run a worker (the default)")
     commands.add_parser("bridge", help="carry what an MQTT broker sends into the streams")
+    commands.add_parser("query", help="answer over gRPC what is stored")
     verifying = commands.add_parser("verify", help="prove that every entry is accounted for")
     verifying.add_argument("--json", action="store_true", help="print one JSON object")
     thresholds.add_arguments(commands)
@@ -245,6 +262,8 @@ def main(arguments: Sequence[str]) -> int:
             return simulate.main(mqtt, chosen, wiring.limits(edge).payload_formats)
         settings = config.load()
         log.configure(settings.log_level, settings.log_format)
+        if chosen.command == "query":
+            return query(settings)
         if chosen.command == "verify":
             return verify.main(settings, as_json=chosen.json)
         if "action" in chosen:

@@ -33,6 +33,7 @@ class Stats:
     readings_skipped: int = 0  # readings of series that are switched off
     alerts_opened: int = 0  # alerts that became active
     alerts_resolved: int = 0  # alerts that ended
+    notifications_sent: int = 0  # what readers were told of new readings; none where nobody listens
     batches_processed: int = 0  # batches acknowledged
     batches_staged: int = 0  # transactions that went through staging
     errors: int = 0  # attempts that failed because a server was away or refused

@@ -17,6 +17,8 @@ SECRETS = (
     "mqtt_url",
     "mqtt_username",
     "mqtt_password",
+    "query_token",
+    "query_delete_token",
 )
 
 

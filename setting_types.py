@@ -223,6 +223,13 @@ def _mqtt_address(value: SecretStr) -> SecretStr:
     return value
 
 
+def _token(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("at least 16 ASCII characters without spaces, such as openssl rand -hex 32 prints")
+    return value
+
+
 def _present(value: Path) -> Path:
     if not value.is_file():
         raise ValueError("the path of a file that is there")
@@ -244,6 +251,7 @@ TableName = Annotated[str, AfterValidator(_table_name)]
 DatabaseAddress = Annotated[SecretStr, AfterValidator(_database_address)]
 RedisAddress = Annotated[SecretStr, AfterValidator(_redis_address)]
 MqttAddress = Annotated[SecretStr, AfterValidator(_mqtt_address)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
 PresentFile = Annotated[Path, AfterValidator(_present)]
 AnyCaseUnknownSeries = Annotated[UnknownSeries, _ANY_CASE]
 AnyCaseRedisMode = Annotated[RedisMode, _ANY_CASE]

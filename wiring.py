@@ -16,6 +16,7 @@ from mqtt.intake import Bounds
 from mqtt.layout import shard_names
 from mqtt.options import MqttOptions, Session, Will
 from parse import Limits
+from query.options import QueryOptions, Tls, is_loopback
 from redis_reader import ReaderOptions
 from schema import EventKind, PayloadFormat
 from setting_types import MqttProtocol, UnknownSeries, Unmatched
@@ -154,3 +155,35 @@ def publisher_of(settings: Settings) -> AlertPublisher | None:
         timeout_sec=settings.db_timeout_sec,
     )
     return AlertPublisher(options)
+
+
+def query_options(settings: Settings) -> QueryOptions:
+    """Raises: `ConfigError` where anybody who reaches the port could ask."""
+    token, delete_token = settings.query_token, settings.query_delete_token
+    if not is_loopback(settings.query_host) and not (token or settings.query_client_ca):
+        raise ConfigError(
+            f"QUERY_HOST is {settings.query_host!r}, which others reach, and nothing says who may call;"
+            " set QUERY_TOKEN, or QUERY_CERTIFICATE, QUERY_KEY and QUERY_CLIENT_CA, or listen at 127.0.0.1"
+        )
+    tls = None
+    if settings.query_certificate and settings.query_key:
+        tls = Tls(
+            certificate=settings.query_certificate,
+            key=settings.query_key,
+            client_ca=settings.query_client_ca,
+        )
+    return QueryOptions(
+        database_url=settings.database_url.get_secret_value(),
+        table=settings.table_name,
+        enable_timescale=settings.enable_timescale,
+        host=settings.query_host,
+        port=settings.query_port,
+        workers=settings.query_workers,
+        most_streams=settings.query_streams,
+        timeout_sec=settings.query_timeout_sec,
+        shutdown_sec=settings.shutdown_timeout_sec,
+        tls=tls,
+        token=token.get_secret_value() if token else None,
+        delete_token=delete_token.get_secret_value() if delete_token else None,
+        publish_alerts=settings.mqtt_url is not None,
+    )

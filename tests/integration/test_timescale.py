@@ -10,6 +10,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -20,10 +21,15 @@ import database as db
 import models
 import schema_check
 from config import Settings
+from database import BoundedConnection
 from ops import migrate, verify
+from query import queries
+from query.queries import BucketKind
 from schema import DAY_US, Fate, Outcome, Reason
 from schema_check import TableKind
+from tests import reading_back
 from tests.conftest import create_database, drop_database
+from tests.reading_back import QUESTIONS, SUMMER_TIME, told
 from tests.support import ROOT, Database
 from tests.timescale.timescale_wasm import MINIMUM_NODE, TimescaleWasm, node_available
 from tests.writing import YESTERDAY_US, Rig, batch_of, reading, rig
@@ -204,6 +210,50 @@ def test_plain_partitions_on_a_server_with_timescale_are_refused_as_hypertable(e
         schema_check.SchemaMismatch, match="is a partitioned table; set ENABLE_TIMESCALE=false"
     ):
         schema_check.check(found, "sensor_readings", enable_timescale=True)
+
+
+def test_buckets_are_the_same_by_gap_filling_and_by_plain_sql(empty: str) -> None:
+    migrate.upgrade(settings(empty, columnstore_after_days=0))
+    stored = reading_back.readings_of_a_night()
+    with db.connect(empty, 60.0) as connection:
+        reading_back.put(connection, TableKind.HYPERTABLE, stored)
+        assert queries.kind_of(connection) is BucketKind.TIMESCALE
+        for zone in ("America/St_Johns", "Europe/Berlin"):
+            connection.execute("select set_config('timezone', %s, false)", [zone])
+            for name, asked in QUESTIONS.items():
+                for way in BucketKind:
+                    assert reading_back.answer(connection, way, asked) == told(stored, asked), (name, way)
+        connection.rollback()
+
+
+def read_all(connection: BoundedConnection) -> list[object]:
+    """Every question about readings, of all that `readings_of_a_night` holds."""
+    start, end = SUMMER_TIME - timedelta(days=3), SUMMER_TIME + timedelta(days=3)
+    devices = ("d1", "d2")
+    found: list[object] = [queries.latest(connection, device) for device in devices]
+    found += [queries.raw(connection, device, [], start, end, 10_000) for device in devices]
+    found += [queries.since(connection, device, "temperature", SUMMER_TIME, 50) for device in devices]
+    found += [queries.buckets(connection, way, "d1", [], start, end, 900) for way in BucketKind]
+    return found
+
+
+def test_compressed_chunks_answer_as_open_ones_and_are_deleted_from(empty: str) -> None:
+    migrate.upgrade(settings(empty))
+    with db.connect(empty, 60.0) as connection:
+        reading_back.put(connection, TableKind.HYPERTABLE, reading_back.readings_of_a_night())
+        before = read_all(connection)
+        connection.commit()
+        connection.execute("select compress_chunk(chunk) from show_chunks('sensor_readings') chunk")
+        connection.commit()
+        assert read_all(connection) == before
+        connection.rollback()
+        deleted = 0
+        while step := queries.delete_readings(connection, ["d1"], 100):
+            deleted += step
+        assert deleted == len([one for one in reading_back.readings_of_a_night() if one.device == "d1"])
+        assert queries.latest(connection, "d1") == []
+        assert queries.latest(connection, "d2") == before[1] != []
+        connection.rollback()
 
 
 def test_verify_names_the_policies(empty: str, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:

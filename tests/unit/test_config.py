@@ -251,13 +251,15 @@ def test_statuses_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
         "MQTT_URL",
         "MQTT_USERNAME",
         "MQTT_PASSWORD",
+        "QUERY_TOKEN",
+        "QUERY_DELETE_TOKEN",
     ],
 )
 def test_every_secret_may_come_from_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     addresses = {"DATABASE_URL": URL, "REDIS_URL": "redis://:hunter2@r/0", "MQTT_URL": "mqtt://u:p@b"}
-    value = addresses.get(name, "hunter2")
+    value = addresses.get(name, "hunter2-hunter2-hunter2")
     monkeypatch.setenv("MQTT_USERNAME", "me")
     secret = tmp_path / "secret"
     secret.write_text(f"{value}\n")
@@ -280,8 +282,8 @@ def test_the_environment_wins_over_a_dot_env_file(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_secret_shows_in_the_representation_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REDIS_PASSWORD", "REDIS_USERNAME", "MQTT_PASSWORD", "MQTT_USERNAME"):
-        monkeypatch.setenv(name, "hunter2")
+    for name in ("REDIS_PASSWORD", "REDIS_USERNAME", "MQTT_PASSWORD", "MQTT_USERNAME", "QUERY_TOKEN"):
+        monkeypatch.setenv(name, "hunter2-hunter2-hunter2")
     monkeypatch.setenv("MQTT_URL", "mqtt://me:hunter2@b")
     monkeypatch.setenv("DATABASE_URL", URL)
     assert "hunter2" not in repr(config.load()) + str(config.load())

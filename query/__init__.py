@@ -1,0 +1,1 @@
+"""Reading back what is stored: every SELECT of the query service."""

@@ -1,0 +1,101 @@
+"""What the database says, put into the messages that callers get. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from query import collector_pb2 as pb
+from query.queries import AlertRow, Bucket, Latest, RawPoint
+from thresholds import Kind, Severity, Status
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
+_KINDS = {Kind.MIN: pb.ALERT_THRESHOLD_TYPE_MIN, Kind.MAX: pb.ALERT_THRESHOLD_TYPE_MAX}
+_SEVERITIES = {Severity.WARNING: pb.ALERT_SEVERITY_WARNING, Severity.CRITICAL: pb.ALERT_SEVERITY_CRITICAL}
+_STATUSES = {Status.ACTIVE: pb.ALERT_STATUS_ACTIVE, Status.RESOLVED: pb.ALERT_STATUS_RESOLVED}
+
+
+def timestamp(time: datetime) -> Timestamp:
+    whole, rest = divmod(time - _EPOCH, _SECOND)
+    return Timestamp(seconds=whole, nanos=rest.microseconds * 1000)
+
+
+def latest(found: Iterable[Latest]) -> pb.GetLatestReadingsResponse:
+    return pb.GetLatestReadingsResponse(
+        readings=[
+            pb.SensorReading(key=one.sensor, value=one.value, time=timestamp(one.time)) for one in found
+        ]
+    )
+
+
+def raw(found: Mapping[str, Sequence[RawPoint]], most: int) -> pb.GetReadingsResponse:
+    """At most `most` points over all series, in their order; says whether some were left out."""
+    answer = pb.GetReadingsResponse()
+    for key, points in found.items():
+        kept = points[:most]
+        most -= len(kept)
+        answer.truncated |= len(kept) < len(points)
+        answer.series.append(
+            pb.KeyReadings(
+                key=key,
+                raw_points=[
+                    pb.SensorReading(key=key, value=point.value, time=timestamp(point.time))
+                    for point in kept
+                ],
+            )
+        )
+    return answer
+
+
+def buckets(found: Mapping[str, Sequence[Bucket]]) -> pb.GetReadingsResponse:
+    return pb.GetReadingsResponse(
+        series=[
+            pb.KeyReadings(
+                key=key,
+                points=[
+                    pb.AggregatedReading(time=timestamp(one.time), avg=one.avg, min=one.min, max=one.max)
+                    for one in series
+                ],
+            )
+            for key, series in found.items()
+        ]
+    )
+
+
+def alert(row: AlertRow) -> pb.Alert:
+    """What is no number, such as the value of a rule on states, is 0."""
+    return pb.Alert(
+        id=str(row.id),
+        sensor_id=row.sensor_id or "",
+        threshold_id=row.threshold_id,
+        device_id=row.device_id,
+        place_id=row.place_id,
+        key=row.key,
+        value=row.value or 0.0,
+        threshold_value=row.threshold_value or 0.0,
+        threshold_type=_KINDS.get(row.threshold_type, pb.ALERT_THRESHOLD_TYPE_UNSPECIFIED),
+        severity=_SEVERITIES[row.severity],
+        status=_STATUSES[row.status],
+        created_at=timestamp(row.created_at),
+        resolved_at=None if row.resolved_at is None else timestamp(row.resolved_at),
+    )
+
+
+def alerts(rows: Iterable[AlertRow], total: int) -> pb.GetAlertsResponse:
+    return pb.GetAlertsResponse(items=[alert(row) for row in rows], total=total)
+
+
+def streamed(
+    device_id: str, sensor: str, time: datetime, measured: float | str, *, skipped: bool
+) -> pb.StreamReadingsResponse:
+    answer = pb.StreamReadingsResponse(
+        device_id=device_id, key=sensor, time=timestamp(time), skipped=skipped
+    )
+    if isinstance(measured, str):
+        answer.text = measured
+    else:
+        answer.value = measured
+    return answer

@@ -1,0 +1,82 @@
+"""The service's connections to the database: reused, each for one call at a time.
+
+No pool of psycopg's, because that tells a caller nothing until a time-out when the database is away, and
+waits longer and longer before it tries again; here each call finds out by itself, at once.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+import database
+from database import BoundedConnection, Unreachable
+
+
+class Connections:
+    """May be used by any thread. There are as many as were ever taken at once, which the caller bounds.
+
+    `timeout_sec`: how long a server may take to begin a transaction.
+    """
+
+    def __init__(self, url: str, timeout_sec: float) -> None:
+        self._url = url
+        self._timeout_sec = timeout_sec
+        self._idle: list[BoundedConnection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def begin(self, opening: str) -> BoundedConnection:
+        """A connection in the transaction that `opening` begins. Raises `psycopg.OperationalError`.
+
+        One that the server has closed meanwhile shows by that very statement; then all that lay idle are
+        suspect, and a new one is made.
+        """
+        with self._lock:
+            reused = self._idle.pop() if self._idle else None
+        if reused is not None:
+            try:
+                self._open(reused, opening)
+            except psycopg.Error as error:
+                reused.close()
+                self._drop_idle()
+                if isinstance(error, Unreachable):  # a new one would not be answered either
+                    raise
+            else:
+                return reused
+        return self._begin_anew(opening)
+
+    def give_back(self, connection: BoundedConnection) -> None:
+        """Take a connection that is in no transaction; any other one, or one too many, is closed."""
+        usable = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        with self._lock:
+            if usable and not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        self._closed = True
+        self._drop_idle()
+
+    def _begin_anew(self, opening: str) -> BoundedConnection:
+        connection = database.connect(self._url, self._timeout_sec)
+        try:
+            connection.autocommit = True  # `opening` says BEGIN, together with all that belongs to it
+            self._open(connection, opening)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _open(self, connection: BoundedConnection, opening: str) -> None:
+        database.start_clock(connection, self._timeout_sec)
+        connection.execute(opening.encode())
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()

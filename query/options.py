@@ -1,0 +1,49 @@
+"""What the query service is told: plain values, and which of them may not go together."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tls:
+    """Files in PEM. With `client_ca`, callers must show a certificate that it vouches for."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryOptions:
+    """Plain values of the settings that the query service depends on. Times in seconds.
+
+    `workers`: most calls that use the database at once. `most_streams`: most streams at once.
+    `publish_alerts`: whether the end of an alert is marked as due for publishing.
+    """
+
+    database_url: str
+    table: str
+    enable_timescale: bool
+    host: str
+    port: int
+    workers: int
+    most_streams: int
+    timeout_sec: float
+    shutdown_sec: float
+    tls: Tls | None = None
+    token: str | None = None
+    delete_token: str | None = None
+    publish_alerts: bool = False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

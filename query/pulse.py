@@ -1,0 +1,93 @@
+"""Whether the database answers, asked all the time: what the health service says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import structlog
+
+import database
+import schema_check
+from database import BoundedConnection
+from retry import StopFlag, describe
+from schema_check import SchemaMismatch
+
+_BEAT_SEC = 1.0
+_ANSWER_SEC = 3.0
+
+
+class Pulse:
+    """Belongs to the thread that calls `run`; `answers` may be asked from any.
+
+    `on_change` is called with whether the database answers now, and has the schema that is needed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        table: str,
+        stop: StopFlag,
+        on_change: Callable[[bool], None],
+        *,
+        enable_timescale: bool,
+    ) -> None:
+        self._url = url
+        self._table = table
+        self._enable_timescale = enable_timescale
+        self._stop = stop
+        self._on_change = on_change
+        self._connection: BoundedConnection | None = None
+        self._reason = ""
+        self.answers = False
+
+    def run(self) -> None:
+        """Returns after a stop. Raises what is no outage."""
+        while not self._stop.is_set():
+            self._beat()
+            self._stop.pause(_BEAT_SEC)
+        self.close()
+
+    def first(self) -> None:
+        """Before `run`: raises `SchemaMismatch`, and psycopg errors as they come."""
+        self._ask()
+        self._change(True, "")
+
+    def _beat(self) -> None:
+        try:
+            self._ask()
+        except SchemaMismatch as mismatch:
+            self.close()
+            self._change(False, str(mismatch))
+        except psycopg.Error as error:
+            self.close()
+            if not database.is_world(error):
+                raise
+            self._change(False, describe(error))
+        else:
+            self._change(True, "")
+
+    def _ask(self) -> None:
+        if self._connection is None:
+            self._connection = database.connect(self._url, _ANSWER_SEC)
+            self._connection.autocommit = True
+            found = schema_check.look(self._connection, self._table)
+            schema_check.check(found, self._table, enable_timescale=self._enable_timescale)
+        database.start_clock(self._connection, _ANSWER_SEC)
+        self._connection.execute("select 1")
+
+    def _change(self, answers: bool, reason: str) -> None:
+        if (answers, reason) == (self.answers, self._reason):
+            return
+        self.answers, self._reason = answers, reason
+        if answers:
+            structlog.get_logger().info("query_serving")
+        else:
+            structlog.get_logger().warning("query_not_serving", reason=reason)
+        self._on_change(answers)
+
+    def close(self) -> None:
+        """For who does not call `run` after `first`."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
