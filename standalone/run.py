@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import importlib.util
 import io
 import json
 import os
@@ -37,12 +38,13 @@ from ops.ledger import Books, read_ledger
 from retry import StopFlag
 from standalone import screen
 from standalone.children import Child
-from standalone.mqtt_broker import MqttBroker
+from standalone.mqtt_broker import MqttBroker, free_port
 from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(__file__).parent / "data"
 DRAIN_SEC = 10.0
+USUAL_QUERY_PORT = 50054
 QUIET_SEC = 0.5
 # Half of the devices send whole rows, half of them one value a message.
 _DEMO = ("simulate", "--devices", "16", "--rate", "32", "--prefix", "room-", "--json")
@@ -156,7 +158,8 @@ class Standalone:
             "MQTT_URL": mqtt_url,
             "MQTT_PROTOCOL": protocol,
         }
-        self._environment = {"CONSUMER_NAME": "standalone-1", **os.environ, **addresses}
+        alone = {"CONSUMER_NAME": "standalone-1", "QUERY_HOST": "127.0.0.1"}
+        self._environment = {**alone, **os.environ, **addresses}
         lines = [f"export {name}={shlex.quote(value)}" for name, value in addresses.items()]
         env = self._home / "env"
         env.touch(mode=0o600)
@@ -194,6 +197,7 @@ class Standalone:
         client = redis_client.connect(settings.redis_address(), timeout_sec=10)
         before = self._books(settings, client)
         with contextlib.ExitStack() as stack:
+            query = self._query(stack)
             worker = self._child(stack, "worker")
             bridge = self._child(stack, "bridge", "bridge")
             bridge.wait_for("mqtt_subscribed", DRAIN_SEC)  # what is published before has nobody to go to
@@ -201,12 +205,14 @@ class Standalone:
             if demo:
                 demo.wait_for("mqtt_connected", DRAIN_SEC)  # --for counts from here
             self._out.print("✓ worker and bridge started" + (", and 16 simulated devices" if demo else ""))
+            asked = f"127.0.0.1:{self._environment['QUERY_PORT']} (gRPC)" if query else "left out"
             self._out.print(
-                f"  their logs: {self._home}/*.log; the broker: {self._environment['MQTT_URL']}\n"
+                f"  the broker: {self._environment['MQTT_URL']}; the query service: {asked}\n"
+                f"  their logs: {self._home}/*.log\n"
                 f"  settings for other commands: . {shlex.quote(str(self._home / 'env'))}",
                 soft_wrap=True,
             )
-            children = [child for child in (worker, bridge, demo) if child]
+            children = [child for child in (query, worker, bridge, demo) if child]
             try:
                 self._watch(settings, client, children)
             finally:
@@ -215,9 +221,21 @@ class Standalone:
         alerts, newest = self._look(settings)
         self._out.print(screen.table(books, 0, alerts, newest, ""))
         self._tell(before, books, demo)
-        if books.missing or not (worker.in_order and bridge.in_order):
-            ended = next((child for child in children if not child.in_order), worker)
+        failed = [child for child in children if not child.in_order and child is not demo]
+        if books.missing or failed:
+            ended = failed[0] if failed else worker
             raise Trouble(f"{ended.how_it_ended()}\n{screen.accounted(books)}")
+
+    def _query(self, stack: contextlib.ExitStack) -> Child | None:
+        """The query service, on its usual port where that is free; None where gRPC is not installed."""
+        if not importlib.util.find_spec("grpc"):
+            return None
+        for preferred in (USUAL_QUERY_PORT, 0):  # somebody may take a port that has just been free
+            self._environment["QUERY_PORT"] = str(free_port(preferred))
+            child = self._child(stack, "query", "query")
+            if child.wait_for("query_started", DRAIN_SEC) or child.running:
+                break
+        return child
 
     def _simulate(self) -> tuple[str, ...]:
         host = urlsplit(self._environment["MQTT_URL"]).hostname or ""
@@ -231,7 +249,7 @@ class Standalone:
     def _wind_down(self, settings: Settings, client: redis.Redis, children: Sequence[Child]) -> None:
         """From the sensor to the row: each ends when the one before has nothing left to give."""
         for child in reversed(children):
-            if child.name != "simulator":
+            if child.name in ("bridge", "worker"):
                 with contextlib.suppress(redis.RedisError):  # it is away: nothing can be drained
                     self._drain(settings, client, child)
             status = child.end()

@@ -78,6 +78,7 @@ def test_what_the_broker_accepted_is_in_the_streams_and_accounted_for_and_nothin
     assert told, output
     assert told[1] == told[2]
     assert f"{told[2]} entries read = " in output
+    assert re.search(r"the query service: 127\.0\.0\.1:\d+ \(gRPC\)", output)
     assert "0 pending" in output
     assert processes_of(data) == []
 
@@ -133,7 +134,7 @@ def test_in_a_terminal_it_shows_a_live_table_and_ctrl_c_stops_everything_in_orde
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     wait_until(lambda: b"Everything is stopped" in read(), 60, "the last line")
     assert process.wait(30) == 0
-    ends = ("simulator", "bridge", "worker", "mqtt-broker", "postgresql", "valkey")
+    ends = ("simulator", "bridge", "worker", "query", "mqtt-broker", "postgresql", "valkey")
     order = [shown.rindex(f"{name} stopped".encode()) for name in ends]
     assert order == sorted(order)
     assert processes_of(data) == []
