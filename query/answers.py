@@ -12,6 +12,7 @@ from query.queries import AlertRow, Bucket, Latest, RawPoint
 from thresholds import Kind, Severity, Status
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_POINT_BYTES = 40  # of a point beside its key
 _SECOND = timedelta(seconds=1)
 _KINDS = {Kind.MIN: pb.ALERT_THRESHOLD_TYPE_MIN, Kind.MAX: pb.ALERT_THRESHOLD_TYPE_MAX}
 _SEVERITIES = {Severity.WARNING: pb.ALERT_SEVERITY_WARNING, Severity.CRITICAL: pb.ALERT_SEVERITY_CRITICAL}
@@ -31,12 +32,16 @@ def latest(found: Iterable[Latest]) -> pb.GetLatestReadingsResponse:
     )
 
 
-def raw(found: Mapping[str, Sequence[RawPoint]], most: int) -> pb.GetReadingsResponse:
-    """At most `most` points over all series, in their order; says whether some were left out."""
+def raw(found: Mapping[str, Sequence[RawPoint]], most: int, most_bytes: int) -> pb.GetReadingsResponse:
+    """At most `most` points over all series, in their order, and about `most_bytes`, since each repeats its
+    key; says whether some were left out.
+    """
     answer = pb.GetReadingsResponse()
     for key, points in found.items():
-        kept = points[:most]
+        size = len(key.encode()) + _POINT_BYTES
+        kept = points[: max(0, min(most, most_bytes // size))]
         most -= len(kept)
+        most_bytes -= len(kept) * size
         answer.truncated |= len(kept) < len(points)
         answer.series.append(
             pb.KeyReadings(

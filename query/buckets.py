@@ -48,11 +48,12 @@ _KIND = """
 # A full join, although every filled bucket is in the series: it cannot be planned as a loop within a loop,
 # however wrong the planner is about a partition that was never analyzed. The array keeps it from expecting
 # 200 sensors, and from compiling the query for as many.
+# Not avg(): it sums squares too, so that a single 1e200 would fail the whole answer.
 _PLAIN = sql.SQL(
     """
     with filled as materialized (
         select sensor_type, date_bin({width}, "timestamp", {first}) as bucket,
-            avg(value) as avg, min(value) as min, max(value) as max
+            sum(value) / count(*) as avg, min(value) as min, max(value) as max
         from {table}
         where device_id = %(device)s {chosen} and "timestamp" >= {start} and "timestamp" < {end}
           and value is not null
@@ -76,7 +77,7 @@ _TIMESCALE = sql.SQL(
         select sensor_type,
             time_bucket_gapfill({width}, "timestamp" - {shift}, {start} - {shift}, {end} - {shift})
                 as bucket,
-            avg(value) as avg, min(value) as min, max(value) as max
+            sum(value) / count(*) as avg, min(value) as min, max(value) as max
         from {table}
         where device_id = %(device)s {chosen} and "timestamp" >= {start} and "timestamp" < {end}
           and value is not null

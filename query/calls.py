@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Protocol, TypeVar
 
 import psycopg
+import structlog
 
 import database
 from database import BoundedConnection
@@ -209,6 +210,15 @@ def _refusal(error: psycopg.Error) -> Refused | None:
         )
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Refused(Code.UNAVAILABLE, "somebody else holds a lock on what was asked for; try again")
+    if isinstance(error, psycopg.errors.NumericValueOutOfRange):
+        return Refused(
+            Code.INVALID_ARGUMENT,
+            "the numbers of this range are too large to add up; ask for raw ones",
+        )
     if database.is_world(error):
+        if (error.sqlstate or "").startswith("42"):
+            # Grants or the schema: no waiting mends it, and the operator must hear of it.
+            structlog.get_logger().error("query_refused_by_database", sqlstate=error.sqlstate)
+            return Refused(Code.UNAVAILABLE, "the database refuses what this service asks; see its log")
         return Refused(Code.UNAVAILABLE, AWAY)
     return None

@@ -10,6 +10,14 @@ import psycopg
 from query.readings import TABLE
 from removal import Removal
 
+_ALERTS_LEFT = "select exists (select from alerts where device_id = %(device)s)"
+
+
+def alerts_left(connection: psycopg.Connection[Any], device_id: str) -> bool:
+    """Whether the device has alerts: after a step that found nothing to delete, others have locked them."""
+    row = connection.execute(_ALERTS_LEFT, {"device": device_id}).fetchone()
+    return bool(row and row[0])
+
 
 def delete_readings(
     connection: psycopg.Connection[Any], device_ids: Sequence[str], limit: int, *, table: str = TABLE

@@ -24,10 +24,12 @@ class AccessInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc h
 
 
 def _refusing(refused: Refused) -> Any:
-    """A handler of any method that answers nothing else. It leaves the request as bytes."""
+    """A handler of any method that answers nothing else. It never looks at what is sent: a caller that
+    sends nothing would keep a thread otherwise.
+    """
 
-    def refuse(_request: bytes, context: grpc.ServicerContext) -> NoReturn:
+    def refuse(_requests: object, context: grpc.ServicerContext) -> NoReturn:
         context.abort(refused.code.value, refused.sentence)
         raise AssertionError("abort raises")
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_unary_rpc_method_handler(refuse)

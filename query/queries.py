@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from query.alerts import AlertFilter, AlertRow, alert_counts, alerts, resolve_alert
 from query.buckets import Bucket, BucketKind, bucket_count, buckets, first_bucket, kind_of
-from query.deletion import delete_readings
+from query.deletion import alerts_left, delete_readings
 from query.readings import Latest, RawPoint, latest, raw, sensors, since
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "RawPoint",
     "alert_counts",
     "alerts",
+    "alerts_left",
     "bucket_count",
     "buckets",
     "delete_readings",

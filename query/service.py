@@ -6,13 +6,13 @@ import functools
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 
 from database import BoundedConnection
-from models import NAME_LENGTH
 from query import answers, arguments, queries
 from query import collector_pb2 as pb
 from query.calls import Calls, LongCall
@@ -27,7 +27,8 @@ MOST_ROWS = 50_000
 DELETED_AT_ONCE = 5_000
 # Clients take messages of 4 MiB unless told otherwise; a point is its key and at most so much beside it.
 _MOST_BYTES = 4_000_000
-_POINT_BYTES = 40
+_LOCKED_SEC = 5.0  # how long deleting waits for whoever has locked an alert
+_LOCKED_AGAIN_SEC = 0.1
 
 
 def _answered(method: Callable[[S, Q, Any], R]) -> Callable[[S, Q, Any], R]:
@@ -91,15 +92,19 @@ class CollectorService(CollectorServiceServicer):
         wanted = arguments.readings_wanted(request)
         if wanted.interval_sec:
             return answers.buckets(self._calls.ask(context, lambda c: self._buckets(c, wanted)))
-        longest = max((len(key.encode()) for key in wanted.sensors), default=4 * NAME_LENGTH)
-        most = min(MOST_ROWS, _MOST_BYTES // (longest + _POINT_BYTES))
         found = self._calls.ask(
             context,
             lambda c: queries.raw(
-                c, wanted.device_id, wanted.sensors, wanted.start, wanted.end, most + 1, table=self._table
+                c,
+                wanted.device_id,
+                wanted.sensors,
+                wanted.start,
+                wanted.end,
+                MOST_ROWS + 1,
+                table=self._table,
             ),
         )
-        return answers.raw(found, most)
+        return answers.raw(found, MOST_ROWS, _MOST_BYTES)
 
     @_answered
     def GetAlerts(  # noqa: N802
@@ -180,11 +185,20 @@ class CollectorService(CollectorServiceServicer):
 
     def _delete(self, call: LongCall, device: str) -> int:
         """Step by step, each committed: a call that ends in the middle has deleted the first ones."""
-        total = 0
-        while step := self._calls.ask(
-            call,
-            lambda c: queries.delete_readings(c, [device], DELETED_AT_ONCE, table=self._table),
-            writes=True,
-        ):
+        total, give_up = 0, monotonic() + _LOCKED_SEC
+        while True:
+            step = self._calls.ask(
+                call,
+                lambda c: queries.delete_readings(c, [device], DELETED_AT_ONCE, table=self._table),
+                writes=True,
+            )
             total += step
-        return total
+            if step:
+                continue
+            if not self._calls.ask(call, lambda c: queries.alerts_left(c, device)):
+                return total
+            if monotonic() > give_up:
+                raise Refused(
+                    Code.UNAVAILABLE, f"somebody else holds a lock on an alert of {device!r}; call again"
+                )
+            sleep(_LOCKED_AGAIN_SEC)

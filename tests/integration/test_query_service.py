@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -143,6 +144,24 @@ def test_too_many_raw_readings_are_cut_and_the_answer_says_so(
     assert not served.call("GetReadings", wanted(0, 9, 0, "a", "b")).truncated
 
 
+def test_as_many_raw_readings_come_without_keys_as_with_them(database: Database, served: Served) -> None:
+    store(database, [at(n, sensor_type=kind) for n in range(6_000) for kind in ("a", "b")])
+    request = wanted(0, 7000)
+    del request.keys[:]
+    answer = served.call("GetReadings", request)
+    assert [len(series.raw_points) for series in answer.series] == [6_000, 6_000]
+    assert not answer.truncated
+
+
+def test_one_absurd_number_fails_no_buckets(database: Database, served: Served) -> None:
+    store(database, [at(0, 1e200), at(1, 0.0), at(61, 4.0)])
+    (series,) = served.call("GetReadings", wanted(0, 120, 60)).series
+    assert [one.avg for one in series.points] == [5e199, 4.0]
+    store(database, [at(2, 1.7e308), at(3, 1.7e308)])
+    code, sentence = served.refusal("GetReadings", wanted(0, 120, 60))
+    assert (code, "too large" in sentence) == ("INVALID_ARGUMENT", True)
+
+
 def test_alerts_are_listed_counted_and_resolved(database: Database, served: Served) -> None:
     old = add_alert(
         database, status="resolved", resolved_at=MIDNIGHT, severity="critical", threshold_type="min"
@@ -204,6 +223,33 @@ def test_deleting_takes_alerts_and_readings_of_these_devices_only(database: Data
     assert answer.deleted == 21
     assert database.rows("select device_id from sensor_readings") == [("hall",)]
     assert database.rows("select 1 from alerts") == []
+
+
+def test_deleting_does_not_say_that_all_is_gone_while_somebody_holds_an_alert(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query.service, "_LOCKED_SEC", 0.2)
+    add_alert(database)
+    request = pb.DeleteReadingsRequest(device_ids=["kitchen"])
+    with serving(database, delete_token="d" * 16) as served, psycopg.connect(database.url) as holder:
+        holder.execute("select from alerts for update")
+        code, sentence = served.refusal("DeleteReadings", request, metadata=bearer("d" * 16))
+        assert (code, "lock" in sentence) == ("UNAVAILABLE", True)
+        holder.rollback()
+        assert served.call("DeleteReadings", request, metadata=bearer("d" * 16)).deleted == 1
+
+
+def test_an_account_that_may_not_read_is_told_in_the_log(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise psycopg.errors.InsufficientPrivilege("permission denied for table sensor_readings")
+
+    monkeypatch.setattr(query.queries, "latest", forbidden)
+    with capture_logs() as logs:
+        code, sentence = served.refusal("GetLatestReadings", KITCHEN)
+    assert (code, "see its log" in sentence) == ("UNAVAILABLE", True)
+    assert [log["event"] for log in logs] == ["query_refused_by_database"]
 
 
 @pytest.mark.parametrize(
@@ -433,6 +479,26 @@ def test_tokens_say_who_may_ask_and_who_may_delete(database: Database) -> None:
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert token not in str(logs)
     assert deleting not in str(logs)
+
+
+def test_callers_without_a_token_who_send_nothing_keep_nobody_out(database: Database) -> None:
+    token = "t" * 16
+    silent = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        silent.wait(20)
+        yield from ()
+
+    with serving(database, token=token, workers=1, most_streams=1) as served:
+        path = "/collector.CollectorService/GetLatestReadings"
+        method = served.channel.stream_unary(path, bytes, bytes)
+        calls = [method.future(nothing(), timeout=20) for _ in range(60)]
+        try:
+            wait_until(lambda: all(call.done() for call in calls), 10, "every refusal")
+            assert {call.code() for call in calls} == {grpc.StatusCode.UNAUTHENTICATED}
+            served.call("GetLatestReadings", KITCHEN, metadata=bearer(token))
+        finally:
+            silent.set()
 
 
 def test_without_a_delete_token_nobody_may_delete(served: Served) -> None:
