@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 import redis_client
 from standalone.servers import Valkey
 from tests.broker import Broker, Mosquitto, running
+from tests.conftest import require
 from tests.support import Daemon, Database, books, everything_settled, wait_until
 
 MESSAGES = 100_000
@@ -30,6 +31,7 @@ TOPICS = "{user_id}/{device_code}/feeds/{feed_key}"
 @pytest.fixture
 def keeping_broker(tmp_path: Path) -> Iterator[Broker]:
     """A broker that keeps sessions over its own restart, and everything for clients that are away."""
+    require(Mosquitto)
     limits = {"max_inflight_messages": 1000, "max_queued_messages": 0}
     with running(Mosquitto, tmp_path, persistence=True, **limits) as found:
         yield found
