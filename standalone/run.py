@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import importlib.util
 import io
 import json
 import os
@@ -38,13 +37,13 @@ from ops.ledger import Books, read_ledger
 from retry import StopFlag
 from standalone import screen
 from standalone.children import Child
-from standalone.mqtt_broker import MqttBroker, free_port
+from standalone.mqtt_broker import MqttBroker
+from standalone.options import arguments
 from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey
+from standalone.services import start_services
 
-ROOT = Path(__file__).resolve().parent.parent
 _DATA = Path(__file__).parent / "data"
 DRAIN_SEC = 10.0
-USUAL_QUERY_PORT = 50054
 QUIET_SEC = 0.5
 # Half of the devices send whole rows, half of them one value a message.
 _DEMO = ("simulate", "--devices", "16", "--rate", "32", "--prefix", "room-", "--json")
@@ -68,37 +67,6 @@ _ALERTS = """
 
 class Trouble(Exception):
     """Ends the run with exit status 1 and this sentence."""
-
-
-def arguments(given: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="./run-standalone.sh", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--redis-url", help="use this Redis or Valkey: redis://…, rediss://… or unix://…")
-    parser.add_argument("--database-url", help="use this database: postgresql://…; it gets the migrations")
-    parser.add_argument("--mqtt-url", help="use this MQTT broker: mqtt://… or mqtts://…; MQTT_… go with it")
-    demo = parser.add_mutually_exclusive_group()
-    demo.add_argument("--no-demo", action="store_true", help="leave out the simulated devices")
-    demo.add_argument(
-        "--demo",
-        action="store_true",
-        help="with servers of your own too: writes readings and rules there",
-    )
-    parser.add_argument("--for", dest="seconds", type=_seconds, help="end by itself after SECONDS")
-    parser.add_argument(
-        "--data", type=Path, default=ROOT / ".standalone", help="folder of the data (default .standalone)"
-    )
-    return parser.parse_args(given)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
-    return seconds
 
 
 class Standalone:
@@ -158,7 +126,7 @@ class Standalone:
             "MQTT_URL": mqtt_url,
             "MQTT_PROTOCOL": protocol,
         }
-        alone = {"CONSUMER_NAME": "standalone-1", "QUERY_HOST": "127.0.0.1"}
+        alone = {"CONSUMER_NAME": "standalone-1", "QUERY_HOST": "127.0.0.1", "DASHBOARD_HOST": "127.0.0.1"}
         self._environment = {**alone, **os.environ, **addresses}
         lines = [f"export {name}={shlex.quote(value)}" for name, value in addresses.items()]
         env = self._home / "env"
@@ -197,7 +165,7 @@ class Standalone:
         client = redis_client.connect(settings.redis_address(), timeout_sec=10)
         before = self._books(settings, client)
         with contextlib.ExitStack() as stack:
-            query = self._query(stack)
+            services = start_services(self._home, self._environment, stack)
             worker = self._child(stack, "worker")
             bridge = self._child(stack, "bridge", "bridge")
             bridge.wait_for("mqtt_subscribed", DRAIN_SEC)  # what is published before has nobody to go to
@@ -205,14 +173,16 @@ class Standalone:
             if demo:
                 demo.wait_for("mqtt_connected", DRAIN_SEC)  # --for counts from here
             self._out.print("✓ worker and bridge started" + (", and 16 simulated devices" if demo else ""))
-            asked = f"127.0.0.1:{self._environment['QUERY_PORT']} (gRPC)" if query else "left out"
+            for service in services:
+                self._out.print(f"  the {service.name}: {service.address}", soft_wrap=True)
             self._out.print(
-                f"  the broker: {self._environment['MQTT_URL']}; the query service: {asked}\n"
+                f"  the broker: {self._environment['MQTT_URL']}\n"
                 f"  their logs: {self._home}/*.log\n"
                 f"  settings for other commands: . {shlex.quote(str(self._home / 'env'))}",
                 soft_wrap=True,
             )
-            children = [child for child in (query, worker, bridge, demo) if child]
+            serving = [service.child for service in services]
+            children = [child for child in (*serving, worker, bridge, demo) if child]
             try:
                 self._watch(settings, client, children)
             finally:
@@ -225,17 +195,6 @@ class Standalone:
         if books.missing or failed:
             ended = failed[0] if failed else worker
             raise Trouble(f"{ended.how_it_ended()}\n{screen.accounted(books)}")
-
-    def _query(self, stack: contextlib.ExitStack) -> Child | None:
-        """The query service, on its usual port where that is free; None where gRPC is not installed."""
-        if not importlib.util.find_spec("grpc"):
-            return None
-        for preferred in (USUAL_QUERY_PORT, 0):  # somebody may take a port that has just been free
-            self._environment["QUERY_PORT"] = str(free_port(preferred))
-            child = self._child(stack, "query", "query")
-            if child.wait_for("query_started", DRAIN_SEC) or child.running:
-                break
-        return child
 
     def _simulate(self) -> tuple[str, ...]:
         host = urlsplit(self._environment["MQTT_URL"]).hostname or ""
