@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import repeat
 from time import monotonic
 
 import psycopg
@@ -22,6 +23,7 @@ import schema_check
 from alerting import Alerting, Judged
 from database import BoundedConnection
 from db_session import Session
+from fates import decide
 from housekeeping import Housekeeping
 from knowledge import Knowledge
 from metrics import Stats
@@ -41,7 +43,6 @@ from schema import (
     Rejection,
     RowFate,
     days_of,
-    decide,
 )
 from staging import copy_rows, merge_rows
 from sweep import Sweep
@@ -140,11 +141,16 @@ class DatabaseWriter:
         self._note(batch)
         readings = batch.readings
         refused = self._refused(readings)
-        wanted = [one for n, one in enumerate(readings) if n not in refused] if refused else readings
-        portions = Portions(wanted, self.commit, most=self._options.batch_size, staged=batch.redelivered)
+        portions = Portions(
+            [one for n, one in enumerate(readings) if n not in refused] if refused else readings,
+            self.commit,
+            most=self._options.batch_size,
+            staged=batch.redelivered,
+            distinct=batch.distinct,
+        )
         answers = portions.run()
         if refused:
-            stored = iter(answers)
+            stored = repeat(RowFate.STORED) if answers is None else iter(answers)
             answers = [refused[n] if n in refused else next(stored) for n in range(len(readings))]
         if self._registry.urgent:
             self._housekeeping.write_registry()
@@ -168,8 +174,9 @@ class DatabaseWriter:
         self._housekeeping.close()
         self._session.drop()
 
-    def commit(self, readings: Sequence[Reading], staged: bool) -> tuple[list[Answer], bool]:
-        """One transaction, tried until it commits. Answers the fates, and whether it took a second try.
+    def commit(self, readings: Sequence[Reading], staged: bool) -> tuple[Sequence[Answer] | None, bool]:
+        """One transaction, tried until it commits. Answers the fates, None where all were stored, and
+        whether it took a second try.
 
         After any error the same rows go through staging: the failed attempt may have committed.
         Raises: what the rows themselves are to blame for.
@@ -192,16 +199,18 @@ class DatabaseWriter:
             self._on_due()
         return fates, failures > 0
 
-    def _attempt(self, readings: Sequence[Reading], staged: bool) -> tuple[list[Answer], Judged]:
+    def _attempt(self, readings: Sequence[Reading], staged: bool) -> tuple[Sequence[Answer] | None, Judged]:
         connection = self._session.connection
         try:
+            fates: Sequence[Answer] | None
             self._housekeeping.ensure_partitions(days_of(readings))
             connection = self._session.begin()
             if staged:
                 self._stats.batches_staged += 1
                 fates = merge_rows(connection, self._options.table, readings)
             else:
-                fates = copy_rows(connection, self._options.table, readings)
+                copy_rows(connection, self._options.table, readings)
+                fates = None
             stored = _those(readings, fates, (RowFate.STORED,))
             self._telling.tell(connection, stored)
             judged = self._judge(connection, stored)
@@ -233,9 +242,10 @@ class DatabaseWriter:
 
     def _apply_events(self, batch: Batch) -> Batch:
         """Apply the events of a batch, each committed by itself; one that the database refuses is bad."""
-        if not any(parsed.event for parsed in batch.parsed):
+        if not any(parsed.event for parsed in batch.others.values()):
             return batch
-        return replace(batch, parsed=[self._applied(parsed) for parsed in batch.parsed])
+        applied = {place: self._applied(parsed) for place, parsed in batch.others.items()}
+        return replace(batch, others=applied)
 
     def _applied(self, parsed: Parsed) -> Parsed:
         event = parsed.event
@@ -258,7 +268,7 @@ class DatabaseWriter:
 
     def _note(self, batch: Batch) -> None:
         """What the entries say beside their readings."""
-        for parsed in batch.parsed:
+        for parsed in batch.others.values():
             if parsed.owner and parsed.readings:
                 self._registry.note_owner(parsed.readings[0].device_id, parsed.owner)
             if parsed.status is not None:
@@ -279,10 +289,10 @@ class DatabaseWriter:
 
 
 def _those(
-    readings: Sequence[Reading], fates: Sequence[Answer], wanted: tuple[RowFate, ...]
+    readings: Sequence[Reading], fates: Sequence[Answer] | None, wanted: tuple[RowFate, ...]
 ) -> Sequence[Reading]:
     """The readings with these fates; usually all of them are stored."""
-    if fates.count(RowFate.STORED) == len(fates):
+    if fates is None:
         return readings
     return [one for one, fate in zip(readings, fates, strict=True) if fate in wanted]
 

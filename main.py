@@ -32,14 +32,15 @@ import database
 import log
 import redis_client
 import wiring
+from batches import parse_batch
 from config import ConfigError, Settings
 from db_writer import DatabaseWriter
 from metrics import Stats
 from mqtt.bridge import Bridge
-from parse import Parser, parse_all
+from parse import Parser
 from redis_reader import RedisReader
 from retry import StopFlag, Stopping, describe
-from schema import Batch, Outcome
+from schema import Entry, Outcome
 from schema_check import SchemaMismatch
 from serving import serve
 
@@ -87,22 +88,24 @@ class DatabaseWriterService:
         """The promise, in order: nothing is acknowledged before its COMMIT, nothing read past a stop."""
         try:
             self._open()
-            while not self._stop.is_set():
+            while self._reader.has_more or not self._stop.is_set():
                 if self.publisher:
                     self.publisher.raise_failure()
-                entries = self._reader.recover()
+                entries: Sequence[Entry] = self._reader.recover()
                 redelivered = bool(entries)
                 entries = entries or self._reader.read(until=self._writer.due_at)
                 if entries:
+                    self._reader.read_ahead()  # the next ones come while these are written
                     began = time.monotonic()
-                    parsed = parse_all(self._parser, entries, time.time_ns() // 1000)
-                    outcome = self._writer.write(Batch(entries, parsed, redelivered))  # after COMMIT
+                    batch = parse_batch(self._parser, entries, time.time_ns() // 1000, redelivered)
+                    outcome = self._writer.write(batch)  # returns after COMMIT
                     self._reader.settle(outcome)  # dead-letter, acknowledge, count: one step
                     self._log_batch(outcome, redelivered, time.monotonic() - began)
                     self._stop.pause(self._settings.processing_interval_sec)
                 if not self._stop.is_set():
                     self._writer.upkeep()
                     self._reader.upkeep()
+            self._reader.finish()
         except Stopping as stopping:
             left = "pending" if stopping.in_hand else "nothing"
             structlog.get_logger().warning("stopped_in_outage", left=left, error=describe(stopping))

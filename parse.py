@@ -6,7 +6,8 @@ the topic are worked out once and kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from itertools import islice
@@ -30,6 +31,7 @@ from schema import (
 from topics import Named, Topics
 
 MAX_FIELDS = 64
+_FLAT = frozenset({b"value", b"timestamp", b"mid"})
 _CACHED = 200_000
 _LONGEST_CACHED = 512
 Names = TypeVar("Names", bound=tuple[object, ...])
@@ -98,12 +100,31 @@ class Parser:
         """
         try:
             fields = self._fields(entry)
-            latest = now_us + int(self._limits.max_future_sec * 1_000_000)
+            latest = self.latest(now_us)
             if b"payload" in fields and b"value" not in fields:
                 return self._message(entry, fields, latest)
             return self._flat(entry, fields, latest)
         except Bad as bad:
             return Parsed((), (self._reject(bad, *self._known(entry)),))
+
+    def latest(self, now_us: int) -> int:
+        """The latest time that a reading may have, in microseconds since 1970."""
+        return now_us + int(self._limits.max_future_sec * 1_000_000)
+
+    def series_of(self, stream: bytes) -> tuple[str, str] | None:
+        """Device and sensor that the key of a stream names; None for one of events, or with bad names."""
+        names = self._streams.get(stream)
+        if names is None and stream not in self._events:
+            with contextlib.suppress(Bad):
+                names = self._stream_names(stream)
+        return names
+
+    def takes_at_once(self, fields: Mapping[bytes, Sequence[bytes]]) -> bool:
+        """Whether entries with these columns are flat ones without metadata, none of them too large."""
+        if b"value" not in fields or not _FLAT.issuperset(fields):
+            return False
+        largest = sum(len(name) + max(map(len, column)) for name, column in fields.items())
+        return largest <= self._limits.max_entry_bytes
 
     def _fields(self, entry: Entry) -> dict[bytes, bytes]:
         raw = entry.fields
@@ -260,8 +281,3 @@ def _remember(cache: dict[bytes, Names], key: bytes, names: Names) -> None:
     if len(cache) >= _CACHED:
         cache.clear()
     cache[key] = names
-
-
-def parse_all(parser: Parser, entries: Sequence[Entry], now_us: int) -> list[Parsed]:
-    """`parse` for each entry, in order."""
-    return [parser.parse(entry, now_us) for entry in entries]

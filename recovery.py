@@ -60,6 +60,15 @@ class Recovery:
         """Have this consumer's own pending entries read again: a reply may have been lost."""
         self._own_wanted = True
 
+    @property
+    def due(self) -> bool:
+        """Whether there is something to look for, so that nothing should be read ahead of it."""
+        return (
+            self._own_wanted
+            or bool(self._own or self._sweep or self._suspects)
+            or self._clock() >= self._next_sweep
+        )
+
     def next(self, budget: int) -> list[Entry]:
         """At most `budget` entries, or none when nothing is due. They are settled before the next call."""
         self.excuse()  # a try whose outcome never came here: Redis failed, not the entry

@@ -6,6 +6,7 @@ whatever they hold. A reader belongs to one thread.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -14,10 +15,13 @@ from time import monotonic
 import redis
 import structlog
 
+from ahead import Ahead, plan
+from entries import Block, Entries
 from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
 from recovery import Recovery
 from redis_client import CHUNK, is_world, is_wrong_type
+from redis_line import Line
 from redis_scripts import Keys
 from retry import Patience, StopFlag
 from schema import Entry, Outcome
@@ -109,6 +113,11 @@ class RedisReader:
             stats=stats,
             clock=clock,
         )
+        self._ahead = Ahead(Line(client), self._streams, self._settler)
+        self._asked_at = -inf  # when what is read ahead was asked for
+        self._asked_for = 0  # how many entries, at most
+        self._full = False  # the last read brought about as much as was asked for
+        self._busy: list[bytes] = []  # streams that had more than their share at the last read
         self._position = 0  # where the next round over the streams begins
         self._budget = min(options.batch_size, 500)
         self._readings_per_entry = 1.0
@@ -150,6 +159,9 @@ class RedisReader:
         MAX_DELIVERIES comes alone, and after it has brought the process down twice like that it is
         dead-lettered as poison.
         """
+        if self._ahead.reading:
+            return []  # what it brings comes first
+        self._patience.call(self._ahead.confirm, in_hand=True)
         entries = self._patience.call(
             lambda: self._recovery.next(self._budget), on_error=self._recovery.want_own
         )
@@ -157,14 +169,38 @@ class RedisReader:
         self._adapt(entries)
         return entries
 
-    def read(self, until: float = inf) -> list[Entry]:
+    def read(self, until: float = inf) -> Sequence[Entry]:
         """New entries, at most about BATCH_SIZE readings in all; empty after an idle block or at a stop.
 
         Waits for them no longer than `until`, by the clock.
         """
-        entries = self._patience.call(lambda: self._read(until), on_error=self._recovery.want_own)
+        entries = self._patience.call(
+            lambda: self._take() if self._ahead.reading else self._read(until),
+            on_error=self._recovery.want_own,
+        )
         self._stats.messages_read += len(entries)
         return entries
+
+    def read_ahead(self) -> None:
+        """Have Redis get the next batch ready while this one is written, where there is a backlog and
+        nothing else to do. Waits for nothing.
+        """
+        now = self._clock()
+        due = min(self._streams.next_discovery, self._next_lease, self._next_trim or inf)
+        if not self._full or now >= due or self._recovery.due or self._stop.is_set():
+            return
+        streams = self._streams.keys
+        start = self._position % len(streams)
+        asked = plan(streams[start:] + streams[:start], self._busy, self._budget)
+        self._position = start + sum(len(one.streams) for one in asked if one.most == asked[0].most)
+        self._asked_at, self._asked_for = now, self._budget
+        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):  # `read` tells, and waits
+            self._ahead.read(asked)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `read` has something that was read ahead."""
+        return self._ahead.reading
 
     def during_outage(self) -> None:
         """The database failed an attempt. An entry that is being tried alone is not to blame: this try does
@@ -179,7 +215,7 @@ class RedisReader:
 
         Idempotent: what somebody else settled meanwhile is neither acknowledged nor counted again.
         """
-        self._patience.call(lambda: self._settler.settle(outcome.settled), in_hand=True)
+        self._patience.call(lambda: self._ahead.settle(outcome.settled), in_hand=True)
         self._patience.call(self._recovery.excuse, in_hand=True)
         self._stats.batches_processed += 1
         self._stats.readings_written += outcome.readings_stored
@@ -201,6 +237,10 @@ class RedisReader:
             self._next_trim = self._clock() + self._trimmer.interval_sec
             self._patience.call(lambda: self._trimmer.trim(self._streams.keys))
 
+    def finish(self) -> None:
+        """Have everything that was settled certain."""
+        self._patience.call(self._ahead.confirm, in_hand=True)
+
     def close(self) -> None:
         """Give the name back. Pending entries stay for whoever takes it over."""
         try:
@@ -208,9 +248,19 @@ class RedisReader:
                 self._lease.release()
         except redis.RedisError as error:
             structlog.get_logger().warning("consumer_name_not_released", error=type(error).__name__)
+        self._ahead.close()
         self._client.close()
 
-    def _read(self, until: float) -> list[Entry]:
+    def _take(self) -> Sequence[Entry]:
+        """What was read ahead."""
+        found = self._ahead.take()
+        entries = Entries([block for _, blocks in found for block in blocks])
+        full = (block[0] for asked, blocks in found for block in blocks if len(block[1]) >= asked.most)
+        self._busy = list(dict.fromkeys(full))
+        self._note(entries, self._asked_at, self._asked_for)
+        return entries
+
+    def _read(self, until: float) -> Sequence[Entry]:
         if self._clock() >= self._streams.next_discovery:
             self._streams.discover()
         if not self._streams.keys:
@@ -218,7 +268,7 @@ class RedisReader:
             self._caught_up = self._clock()
             self._stop.wait(max(0.0, min(longest, until - self._clock())))
             return []
-        entries: list[Entry] = []
+        entries: Sequence[Entry] = []
         # When it was asked, not answered: this process may be stopped between the answer and the clock.
         asked = self._clock()
         blocking = len(self._streams.keys) <= min(BLOCKING_STREAMS, self._budget)
@@ -229,50 +279,59 @@ class RedisReader:
                 entries, asked = self._block(until)
             else:
                 entries = self._rest()
-        self._idle = not entries
-        if len(entries) < self._budget:
-            self._caught_up = asked
-        self._adapt(entries)
+        self._note(entries, asked, self._budget)
         return entries
+
+    def _note(self, entries: Sequence[Entry], asked_at: float, asked_for: int) -> None:
+        """What a read has brought says how the next ones are made."""
+        self._idle = not entries
+        if len(entries) < asked_for:
+            self._caught_up = asked_at
+        self._full = len(entries) >= asked_for // 2
+        self._adapt(entries)
 
     @property
     def caught_up_at(self) -> float:
         """Until when, by the clock, everything there was has been read; minus infinity before the first."""
         return self._caught_up
 
-    def _read_round(self) -> list[Entry]:
+    def _read_round(self) -> Sequence[Entry]:
         """Every stream gets its equal share; then those that had more share what is left."""
         streams = self._streams.keys
         start = self._position % len(streams)
-        entries, busy, done = self._fetch_round(streams[start:] + streams[:start], self._budget)
+        blocks, busy, done = self._fetch_round(streams[start:] + streams[:start], self._budget)
         self._position = start + done
+        self._busy = busy
+        entries = Entries(blocks)
         while busy and len(entries) < self._budget:
             more, busy, _ = self._fetch_round(busy, self._budget - len(entries))
             if not more:
                 break
-            entries += more
+            entries = Entries([*entries.blocks, *more])
         return entries
 
-    def _fetch_round(self, streams: Sequence[bytes], budget: int) -> tuple[list[Entry], list[bytes], int]:
+    def _fetch_round(self, streams: Sequence[bytes], budget: int) -> tuple[list[Block], list[bytes], int]:
         """Along `streams` as far as `budget` entries reach: the entries, who had more, how far it went.
 
         COUNT counts for each stream, so streams times COUNT is kept within the budget.
         """
         count = max(1, budget // len(streams))
-        entries: list[Entry] = []
+        blocks: list[Block] = []
         busy: list[bytes] = []
-        done = 0
-        while done < len(streams) and len(entries) < budget:
-            width = min(CHUNK, max(1, (budget - len(entries)) // count))
+        done = found = 0
+        while done < len(streams) and found < budget:
+            width = min(CHUNK, max(1, (budget - found) // count))
             chunk = streams[done : done + width]
-            for stream, raw in self._streams.read(chunk, [b">"] * len(chunk), count):
-                entries += [Entry(stream, entry_id, fields or ()) for entry_id, fields in raw]
-                if len(raw) >= count:
-                    busy.append(stream)
+            for block in self._streams.read(chunk, [b">"] * len(chunk), count):
+                blocks.append(block)
+                size = len(block[1])
+                found += size
+                if size >= count:
+                    busy.append(block[0])
             done += len(chunk)
-        return entries, busy, done
+        return blocks, busy, done
 
-    def _block(self, until: float) -> tuple[list[Entry], float]:
+    def _block(self, until: float) -> tuple[Sequence[Entry], float]:
         """Few streams: one blocking read over all of them, not beyond what is due next.
 
         Answers also until when there was nothing but these: an empty reply speaks for all of its wait.
@@ -282,10 +341,7 @@ class RedisReader:
         until = min(until, self._streams.next_discovery, self._next_lease, now + self._options.block_sec)
         count = max(1, self._budget // len(streams))
         wait_ms = max(1, int((until - now) * 1000))
-        found = self._streams.read(streams, [b">"] * len(streams), count, wait_ms)
-        entries = [
-            Entry(stream, entry_id, fields or ()) for stream, raw in found for entry_id, fields in raw
-        ]
+        entries = Entries(self._streams.read(streams, [b">"] * len(streams), count, wait_ms))
         return entries, now if entries else min(now + wait_ms / 1000, self._clock())
 
     def _rest(self) -> list[Entry]:
@@ -299,7 +355,11 @@ class RedisReader:
         if not entries:
             return
         self._pause = 0.0
-        size = sum(len(value) for entry in entries for value in entry.fields)
+        size = (
+            entries.weight()
+            if isinstance(entries, Entries)
+            else sum(len(one) for entry in entries for one in entry.fields)
+        )
         budget = self._budget
         if size > READ_BYTES:
             budget = len(entries) * READ_BYTES // size

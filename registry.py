@@ -9,6 +9,7 @@ it again. Of known series a crash may cost the newest values of the last second:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from time import monotonic
 
 import database
@@ -17,6 +18,7 @@ from database import BoundedConnection
 from schema import Answer, DeviceStatus, Reading, Reason, Rejection, RowFate
 from thresholds import Series
 
+_SERIES = itemgetter(0, 1)
 FLUSH_SEC = 0.8
 LONGEST_SEC = 60.0  # behind, where writing takes so long that more often would cost too much
 SHARE = 0.04  # of a worker's time, at most, that writing the registry may take
@@ -127,7 +129,7 @@ class Registry:
 
     def note(self, stored: Sequence[Reading]) -> None:
         """Remember the newest of each series; `stored` is sorted by key, and in the table."""
-        newest: dict[Series, Reading] = {reading[:2]: reading for reading in stored}
+        newest: dict[Series, Reading] = dict(zip(map(_SERIES, stored), stored, strict=True))
         dirty = self._dirty
         for series, reading in newest.items():
             last = dirty.get(series)

@@ -6,7 +6,8 @@ can be handed on without a thought about who changes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import NamedTuple
@@ -213,6 +214,14 @@ class Parsed(NamedTuple):
     status: DeviceStatus | None = None
     event: DeviceEvent | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is one reading, identified by the entry's own ID, and nothing else."""
+        return len(self.readings) == 1 and self[1:] == _PLAIN
+
+
+_PLAIN = ((), True, "", None, None)
+
 
 class Fate(Enum):
     """Where an entry ended. The ledger counts one of these for each entry, at its acknowledgement."""
@@ -239,16 +248,24 @@ Answer = RowFate | Rejection  # of one reading
 class Batch:
     """Entries read together, and what they say. Bounded by the reader.
 
-    `redelivered`: these may have been delivered before, so they are written through staging.
+    `readings` in the order of their entries. `others`, by place: what those entries say that are
+    anything but one reading. `carried`: places of entries with one reading that a message id
+    identifies, which another entry may carry too. `redelivered`: these may have been delivered before,
+    so they are written through staging. `distinct`: no two readings can have the same key.
     """
 
     entries: Sequence[Entry]
-    parsed: Sequence[Parsed]
+    readings: Sequence[Reading]
+    others: Mapping[int, Parsed]
     redelivered: bool = False
+    distinct: bool = False
+    carried: AbstractSet[int] = frozenset()
 
-    @property
-    def readings(self) -> list[Reading]:
-        return [reading for parsed in self.parsed for reading in parsed.readings]
+    @classmethod
+    def of(cls, entries: Sequence[Entry], parsed: Sequence[Parsed], redelivered: bool = False) -> Batch:
+        """A batch of entries that were parsed one by one."""
+        readings = [reading for one in parsed for reading in one.readings]
+        return cls(entries, readings, dict(enumerate(parsed)), redelivered)
 
 
 class Settled(NamedTuple):
@@ -270,57 +287,12 @@ class Outcome:
     readings_skipped: int = 0
 
 
-def decide(batch: Batch, rows: Sequence[Answer], retried: bool) -> Outcome:
-    """Turn what became of the rows into what becomes of the entries.
-
-    `rows` answers `batch.readings` one by one. `retried` says that an earlier attempt at this very
-    batch may have committed. An entry is dead-lettered when anything of it was rejected, else stored
-    when it put a row in or had no readings to put in, else a duplicate, or skipped when all of its
-    series are switched off. Rows that were there already are the entry's own when it was delivered or
-    tried before and carries no other message's id: then it counts as stored, because the attempt that
-    stored it never got to count it.
-    """
-    answers = iter(rows)
-    settled: list[Settled] = []
-    stored = duplicate = rejected = skipped = 0
-    for entry, parsed in zip(batch.entries, batch.parsed, strict=True):
-        put_in = repeated = 0
-        rejections = list(parsed.rejections)
-        for _ in parsed.readings:
-            fate = next(answers)
-            if isinstance(fate, Rejection):
-                rejections.append(fate)
-            elif fate is RowFate.SKIPPED:
-                skipped += 1
-            elif fate is RowFate.STORED or (parsed.own_id and (retried or batch.redelivered)):
-                put_in += 1
-            else:
-                repeated += 1
-        stored += put_in
-        duplicate += repeated
-        rejected += len(rejections)
-        if rejections:
-            settled.append(Settled(entry, Fate.DEAD_LETTERED, summarise(rejections)))
-        elif put_in or not parsed.readings:
-            settled.append(Settled(entry, Fate.STORED))
-        else:
-            settled.append(Settled(entry, Fate.DUPLICATE if repeated else Fate.SKIPPED))
-    return Outcome(settled, stored, duplicate, rejected, skipped)
-
-
-def summarise(rejections: Sequence[Rejection]) -> Rejection:
-    """One rejection for one dead letter: the first, naming the others by sensor and reason."""
-    first = rejections[0]
-    if len(rejections) == 1:
-        return first
-    others = ", ".join(
-        f"{rejection.sensor_type}: {rejection.reason}" if rejection.sensor_type else rejection.reason
-        for rejection in rejections[1:6]
-    )
-    more = f" and {len(rejections) - 6} more" if len(rejections) > 6 else ""
-    return first._replace(sentence=f"{first.sentence}; also rejected: {others}{more}")
-
-
 def days_of(readings: Iterable[Reading]) -> set[int]:
     """The distinct UTC days of these readings, as days since 1970."""
-    return {reading.timestamp_us // DAY_US for reading in readings}
+    times = [reading[2] for reading in readings]
+    if not times:
+        return set()
+    first, last = min(times) // DAY_US, max(times) // DAY_US
+    if last - first < 2:
+        return {first, last}
+    return {time // DAY_US for time in times}

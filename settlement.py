@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
+import fates
 import redis_scripts
 from metrics import Stats
 from redis_client import chunks, execute
+from redis_line import Command, Line
 from schema import Fate, Settled
 
 CALL_BYTES = 32_000_000  # of dead letters in one call; Redis ends a connection whose query exceeds 1 GB
@@ -35,6 +38,7 @@ class Settler:
         self._ledger = redis_scripts.Keys(group).ledger
         self._stats = stats
         self._wall_ms = wall_ms
+        self.known = False  # the server knows the script
         self._script = client.register_script(redis_scripts.SETTLE)
 
     def settle(self, settled: Sequence[Settled]) -> None:
@@ -44,7 +48,24 @@ class Settler:
                 self._settle_wide(call)
                 continue
             keys: list[bytes | str] = [self._ledger, self._dead_letters, *call.streams]
-            reply = self._script(keys=keys, args=[self._group, *call.arguments])
+            self.count([self._script(keys=keys, args=[self._group, *call.arguments])])
+            self.known = True
+
+    def send(self, line: Line, settled: Sequence[Settled]) -> tuple[int, int]:
+        """Send what settles these: which connection will bring the replies, and how many."""
+        commands: list[Command] = []
+        for call in plan(settled, self._wall_ms()):
+            if call.too_wide:
+                self._settle_wide(call)
+                continue
+            keys: tuple[bytes | str, ...] = (self._ledger, self._dead_letters, *call.streams)
+            head = ("EVALSHA", self._script.sha, len(keys))
+            commands.append((*head, *keys, self._group, *call.arguments))
+        return line.send(commands), len(commands)
+
+    def count(self, replies: Iterable[Sequence[Any]]) -> None:
+        """What the script answered, into the counts."""
+        for reply in replies:
             for fate, count in zip(reply[::2], reply[1::2], strict=True):
                 self._count(Fate(fate.decode()), int(count))
 
@@ -87,13 +108,6 @@ class SettleCall:
 
 def plan(settled: Sequence[Settled], now_ms: int) -> Iterable[SettleCall]:
     """Cut what is to be settled into script calls short enough not to hold up Redis."""
-    groups: dict[tuple[bytes, Fate], list[bytes]] = {}
-    letters: list[Settled] = []
-    for item in settled:
-        if item.rejection is None:
-            groups.setdefault((item.entry.stream, item.fate), []).append(item.entry.id)
-        else:
-            letters.append(item)
     streams: dict[bytes, int] = {}
     arguments: list[Argument] = []
     size = 0
@@ -101,13 +115,13 @@ def plan(settled: Sequence[Settled], now_ms: int) -> Iterable[SettleCall]:
     def index(stream: bytes) -> int:
         return streams.setdefault(stream, len(streams) + 3)  # KEYS[1] is the ledger, [2] the dead letters
 
-    for (stream, fate), ids in groups.items():
+    for (stream, fate), ids in fates.acknowledged(settled).items():
         for part in chunks(ids, 1000):
             arguments += ["A", fate.value, index(stream), len(part), *part]
             if len(arguments) > LUA_VALUES:
                 yield SettleCall(list(streams), arguments)
                 streams, arguments = {}, []
-    for item in letters:
+    for item in fates.letters(settled):
         fields = dead_letter_fields(item, now_ms)
         size += sum(map(len, fields))
         letter: list[Argument] = [

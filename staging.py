@@ -46,7 +46,7 @@ _CONFLICTS = sql.SQL(
 )
 
 
-def copy_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> list[Answer]:
+def copy_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> None:
     """COPY `readings`, sorted by key, into the table. All or nothing. Raises psycopg errors."""
     data = rows.encode(readings)
     with connection.cursor() as cursor:
@@ -56,11 +56,13 @@ def copy_rows(connection: BoundedConnection, table: str, readings: Sequence[Read
             raise RowsMissing(
                 f"the table took {cursor.rowcount} of {len(readings)} rows; is there a trigger?"
             )
-    return [RowFate.STORED] * len(readings)
 
 
-def merge_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> list[Answer]:
+def merge_rows(
+    connection: BoundedConnection, table: str, readings: Sequence[Reading]
+) -> Sequence[Answer] | None:
     """Put in what is not there yet, and tell the others apart: duplicate, or conflict when values differ.
+    None: all of them went in.
 
     Of readings with the same key the first may go in. Right also when another worker writes the same
     rows at the same time.
@@ -78,14 +80,14 @@ def merge_rows(connection: BoundedConnection, table: str, readings: Sequence[Rea
                 inserted.remove(reading.key)
             else:
                 there.append(n)
-        conflicts: set[int] = set()
-        if there:
-            within = _within(days_of(readings[n] for n in there))
-            query = _CONFLICTS.format(table=sql.Identifier(table), within=within)
-            found = dict(cursor.execute(query, {"ordinals": there}).fetchall())
-            if len(found) != len(there):
-                raise RowsMissing(f"the table holds {len(found)} of {len(there)} rows that did not go in")
-            conflicts = {n for n, differs in found.items() if differs}
+        if not there:
+            return None
+        within = _within(days_of(readings[n] for n in there))
+        query = _CONFLICTS.format(table=sql.Identifier(table), within=within)
+        found = dict(cursor.execute(query, {"ordinals": there}).fetchall())
+        if len(found) != len(there):
+            raise RowsMissing(f"the table holds {len(found)} of {len(there)} rows that did not go in")
+        conflicts = {n for n, differs in found.items() if differs}
     fates: list[Answer] = [RowFate.STORED] * len(readings)
     for n in there:
         fates[n] = conflict(readings[n]) if n in conflicts else RowFate.DUPLICATE

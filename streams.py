@@ -120,17 +120,28 @@ class Streams:
         block_ms: int | None = None,
     ) -> list[tuple[bytes, list[RawEntry]]]:
         """XREADGROUP over `streams`; (stream, entries) of those that had any. COUNT is for each stream."""
-        block: tuple[str | int, ...] = () if block_ms is None else ("BLOCK", block_ms)
-        head = ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block)
         try:
-            reply = execute(self._client, *head, "STREAMS", *streams, *ids)
+            reply = execute(self._client, *self.command(streams, ids, count, block_ms))
         except ResponseError as error:
-            if not str(error).startswith(("NOGROUP", "WRONGTYPE", "UNBLOCKED")):
-                raise
-            # One missing group fails the read of all and delivers nothing: mend, and read next time.
-            self.heal(streams)
+            self.mend(error, streams)
             return []
         return reply or []
+
+    def command(
+        self, streams: Sequence[bytes], ids: Sequence[bytes], count: int, block_ms: int | None = None
+    ) -> tuple[bytes | str | int, ...]:
+        """XREADGROUP over `streams`."""
+        block: tuple[str | int, ...] = () if block_ms is None else ("BLOCK", block_ms)
+        head = ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block)
+        return *head, "STREAMS", *streams, *ids
+
+    def mend(self, error: ResponseError, streams: Sequence[bytes]) -> None:
+        """A read of `streams` has failed: mend that, or raise it. One missing group fails the read of
+        all, and delivers nothing: the next read does.
+        """
+        if not str(error).startswith(("NOGROUP", "WRONGTYPE", "UNBLOCKED")):
+            raise error
+        self.heal(streams)
 
     def _make_groups(self, streams: Sequence[bytes]) -> set[bytes]:
         """The streams that now have the group; those that vanished meanwhile are left out."""

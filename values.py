@@ -33,7 +33,7 @@ _RFC3339 = re.compile(
     re.ASCII,
 )
 # Unix time below the bound is in s, ms, µs, ns: what makes microseconds of it
-_UNITS = ((10**11, 1_000_000, 1), (10**14, 1000, 1), (10**17, 1, 1), (10**20, 1, 1000))
+UNITS = ((10**11, 1_000_000, 1), (10**14, 1000, 1), (10**17, 1, 1), (10**20, 1, 1000))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LONG_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]{4}")
@@ -271,7 +271,7 @@ def unix_time(digits: str | float) -> int:
     if value < 0:
         raise _before_1970(shown)
     size = value if whole is None else whole  # a double would round 99999999999999999 up into the next unit
-    for bound, multiplier, divisor in _UNITS:
+    for bound, multiplier, divisor in UNITS:
         if size < bound:
             if whole is not None:
                 return whole * multiplier // divisor

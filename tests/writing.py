@@ -35,7 +35,7 @@ def reading(number: int, value: float | None = None, **changes: Any) -> Reading:
 def batch_of(readings: Sequence[Reading], *, redelivered: bool = False, own_id: bool = False) -> Batch:
     """One entry a reading. `own_id` False: as with a message id, so that a row there is a duplicate."""
     entries = [Entry(b"mqtt_stream:d:t", b"%d-0" % number, ()) for number in range(len(readings))]
-    return Batch(entries, [Parsed([one], (), own_id) for one in readings], redelivered)
+    return Batch.of(entries, [Parsed([one], (), own_id) for one in readings], redelivered)
 
 
 class CountingWriter(DatabaseWriter):

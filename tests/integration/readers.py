@@ -85,10 +85,10 @@ def ids(entries: Iterable[Entry]) -> list[tuple[bytes, bytes]]:
     return [(entry.stream, entry.id) for entry in entries]
 
 
-def read_all(reader: RedisReader, expected: int, reads: int) -> list[list[Entry]]:
+def read_all(reader: RedisReader, expected: int, reads: int) -> list[Sequence[Entry]]:
     """Read until `expected` entries have come, in at most `reads` reads. What each read that brought any
     brought."""
-    found: list[list[Entry]] = []
+    found: list[Sequence[Entry]] = []
     for _ in range(reads):
         entries = reader.read()
         if entries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -281,10 +281,10 @@ class Crashed(Exception):
 
 def work(
     workshop: Workshop, bad: set[bytes], *, max_deliveries: int, batch_size: int = 100
-) -> list[list[Entry]]:
+) -> list[Sequence[Entry]]:
     """A worker's life up to its crash over a bad entry, or until nothing is left. What it had in hand."""
     reader = workshop.reader(max_deliveries=max_deliveries, batch_size=batch_size)
-    hands: list[list[Entry]] = []
+    hands: list[Sequence[Entry]] = []
     idle = 0
     while idle < 3:
         entries = reader.recover() or reader.read()
@@ -300,9 +300,9 @@ def work(
 
 def lives_of(
     workshop: Workshop, bad: set[bytes], *, max_deliveries: int, batch_size: int = 100
-) -> list[list[list[Entry]]]:
+) -> list[list[Sequence[Entry]]]:
     """Start a worker again after each crash until one lives to see nothing left to do."""
-    lives: list[list[list[Entry]]] = []
+    lives: list[list[Sequence[Entry]]] = []
     for number in count():
         assert number < 40, "the poison is never isolated"
         lives.append(work(workshop, bad, max_deliveries=max_deliveries, batch_size=batch_size))
@@ -394,7 +394,7 @@ def test_poison_is_recognised_whichever_consumer_it_brings_down(
     workshop: Workshop, client: redis.Redis
 ) -> None:
     add(client, STREAM, numbered(3))
-    hands: list[list[Entry]] = []
+    hands: list[Sequence[Entry]] = []
     for number in range(8):
         reader = workshop.reader(f"worker-{number}", max_deliveries=2, claim_min_idle_sec=60.0)
         while entries := reader.recover() or reader.read():

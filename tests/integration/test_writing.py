@@ -321,7 +321,7 @@ def test_an_entry_with_one_refused_reading_keeps_its_other_readings(one: Rig, da
     database.rows(CHECK)
     both = Parsed([reading(1), reading(2, value=667.0), reading(3)], ())
     alone = batch_of([reading(4)])
-    outcome = one.writer.write(Batch([*alone.entries, *alone.entries], [both, *alone.parsed]))
+    outcome = one.writer.write(Batch.of([*alone.entries, *alone.entries], [both, *alone.others.values()]))
     assert [settled.fate for settled in outcome.settled] == [Fate.DEAD_LETTERED, Fate.STORED]
     assert (outcome.readings_stored, outcome.readings_rejected) == (3, 1)
     assert database.count() == 3
@@ -346,9 +346,9 @@ def test_a_large_batch_over_many_days_is_cut_into_bounded_transactions(database:
 def test_an_empty_batch_and_one_of_rejections_only_ask_nothing_of_the_database(one: Rig) -> None:
     bad = Rejection(Reason.VALUE_NAN, "no")
     single = batch_of([reading(1)])
-    outcome = one.writer.write(Batch(single.entries, [Parsed((), [bad])]))
+    outcome = one.writer.write(Batch.of(single.entries, [Parsed((), [bad])]))
     assert [(settled.fate, settled.rejection) for settled in outcome.settled] == [(Fate.DEAD_LETTERED, bad)]
-    assert one.writer.write(Batch((), ())).settled == []
+    assert one.writer.write(Batch.of((), ())).settled == []
     assert one.writer.transactions == []
 
 

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from parse import MAX_FIELDS, Limits, Parser, parse_all, stream_names
+from parse import MAX_FIELDS, Limits, Parser, stream_names
 from schema import Bad, DeviceStatus, Entry, EventKind, Parsed, PayloadFormat, Reading, Reason, Rejection
 from tests.payload_examples import sparkplug
 
@@ -648,18 +648,9 @@ def test_a_template_with_a_name_inside_a_level_never_breaks_the_parser() -> None
 def test_one_parser_answers_as_a_fresh_one_does() -> None:
     entries = [*EXAMPLES.values(), flat(value="1"), message('{"a": 1}')]
     parser = Parser(LIMITS)
-    first = parse_all(parser, entries, NOW_US)
-    assert first == parse_all(parser, entries, NOW_US)
+    first = [parser.parse(entry, NOW_US) for entry in entries]
+    assert first == [parser.parse(entry, NOW_US) for entry in entries]
     assert first == [parse(entry) for entry in entries]
-
-
-def test_a_list_of_entries_is_answered_in_its_order() -> None:
-    entries = [flat(value="1"), flat(value="x"), flat(value="3")]
-    assert [bool(parsed.readings) for parsed in parse_all(Parser(LIMITS), entries, NOW_US)] == [
-        True,
-        False,
-        True,
-    ]
 
 
 def test_what_the_parser_remembers_of_topics_is_bounded_in_bytes() -> None:

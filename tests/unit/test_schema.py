@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fates import decide, summarise
 from schema import (
     Batch,
     Entry,
@@ -14,8 +15,6 @@ from schema import (
     Rejection,
     RowFate,
     days_of,
-    decide,
-    summarise,
 )
 
 READING = Reading("d", "t", 0, bytes(16), 1.0)
@@ -31,7 +30,7 @@ def fates(
     retried: bool = False,
 ) -> list[Fate]:
     entries = [Entry(b"s", b"%d-0" % n, [b"value", b"1"]) for n in range(len(parsed))]
-    outcome = decide(Batch(entries, parsed, redelivered), rows, retried)
+    outcome = decide(Batch.of(entries, parsed, redelivered), rows, retried)
     assert [item.entry for item in outcome.settled] == entries
     readings = sum(len(one.readings) for one in parsed)
     told = sum(len(one.rejections) for one in parsed)
