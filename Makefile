@@ -23,10 +23,13 @@ bench: ## throughput of a worker beside the COPY limit, of a bridge beside paho 
 	$(python) -m benchmarks.throughput
 	$(python) -m benchmarks.bridge
 
+profile: ## where a worker's processor time goes, by stage
+	$(python) -m benchmarks.profile
+
 proto: ## make the stubs of query/collector.proto anew
 	$(python) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. query/collector.proto
 
 lock: ## pin packages anew (needs uv)
 	requirements/lock.sh
 
-.PHONY: help run test unit lint format bench proto lock
+.PHONY: help run test unit lint format bench profile proto lock
