@@ -214,11 +214,12 @@ class Figures:
             pairs = zip(self.found[part].rounds, self.found[whole].rounds, strict=True)
             self.found[name] = Figure("ratio", [one / other for one, other in pairs])
 
-    def tell(self, chosen: argparse.Namespace) -> None:
-        """Print the table, and write the JSON where that was asked for."""
-        width = max(map(len, self.found)) + 2
+    def tell(self, chosen: argparse.Namespace, names: Sequence[str] | None = None) -> None:
+        """Print the table, of `names` only where they are given; write all as JSON if asked for."""
+        shown = self.found if names is None else {name: self.found[name] for name in names}
+        width = max(map(len, shown)) + 2
         print(f"\n{self.benchmark}: medians of {chosen.rounds} alternating rounds (lowest to highest)")
-        for name, figure in self.found.items():
+        for name, figure in shown.items():
             print(figure.line(name, width))
         if chosen.json:
             chosen.json.write_text(json.dumps(self.as_dict(chosen), indent=2) + "\n")

@@ -109,6 +109,48 @@ class Flat:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharded:
+    """The readings of `Flat`, as the bridge puts them into sharded streams: an MQTT message each."""
+
+    entries: int
+    series: int = SERIES
+    shards: int = 64
+    first_ms: int = START * 1000
+
+    @property
+    def readings(self) -> int:
+        return self.entries
+
+    @property
+    def streams(self) -> Sequence[str]:
+        return [f"mqtt_stream:shard:{n}" for n in range(self.shards)]
+
+    def additions(self) -> Iterator[Addition]:
+        values = temperatures()
+        streams = self.streams
+        for n in range(self.entries):
+            turn, series = divmod(n, self.series)
+            yield Addition(
+                streams[series % self.shards],
+                f"{self.first_ms + turn}-{series // self.shards}",
+                (
+                    "topic",
+                    f"sensors/dev-{series}/temperature",
+                    "payload",
+                    values[n % len(values)],
+                    "timestamp",
+                    str((START + turn) * 1_000_000),
+                    "mid",
+                    _message(n).hex(),
+                ),
+            )
+
+    def rows(self) -> Iterator[Row]:
+        for n, row in enumerate(Flat(self.entries, self.series).rows()):
+            yield row._replace(message=_message(n))
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """Five readings an entry: an MQTT message of JSON as the bridge puts it into sharded streams."""
 
