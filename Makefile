@@ -19,9 +19,14 @@ lint: ## ruff and mypy only
 format: ## put the code into its form
 	$(python) -m ruff check --fix . && $(python) -m ruff format .
 
-bench: ## throughput of a worker beside the COPY limit, of a bridge beside paho (needs mosquitto)
-	$(python) -m benchmarks.throughput
+bench: ## the short form of every benchmark of a worker, and one table
+	$(python) -m benchmarks.summary
+
+bench-bridge: ## a bridge beside paho (needs mosquitto)
 	$(python) -m benchmarks.bridge
+
+profile: ## where a worker's processor time goes, by stage
+	$(python) -m benchmarks.profile
 
 proto: ## make the stubs of query/collector.proto anew
 	$(python) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. query/collector.proto
@@ -29,4 +34,4 @@ proto: ## make the stubs of query/collector.proto anew
 lock: ## pin packages anew (needs uv)
 	requirements/lock.sh
 
-.PHONY: help run test unit lint format bench proto lock
+.PHONY: help run test unit lint format bench bench-bridge profile proto lock

@@ -32,8 +32,8 @@ from websockets.sync.client import connect
 
 import config
 import log
+from benchmarks.bench import servers
 from benchmarks.telling import at_rate
-from benchmarks.throughput import servers
 from mqtt.options import MqttOptions
 from ops import migrate
 from standalone.children import Child

@@ -27,7 +27,9 @@ from multiprocessing.synchronize import Event
 import config
 import log
 import redis_client
-from benchmarks.throughput import BATCH, ROOT, STREAMS, drain, empty, preload, servers
+from benchmarks.bench import ROOT, empty, servers
+from benchmarks.daemons import drain
+from benchmarks.workloads import BATCH, SERIES, Flat, preload
 from database import BoundedConnection
 from live import Newest
 from live_listener import listening
@@ -73,13 +75,13 @@ def ingest(redis_url: str, database_url: str, entries: int, rounds: int) -> None
     seconds: dict[int, list[float]] = {count: [] for count in READERS}
     for number in range(rounds + 1):
         for count in READERS if number % 2 else reversed(READERS):
-            preload(redis_url, entries)
+            preload(redis_url, Flat(entries))
             empty(database_url)
             with readers(database_url, count):
-                took = drain(redis_url, database_url, entries)
+                took = drain(redis_url, database_url, entries).seconds
             if number:  # the first round warms up
                 seconds[count].append(took)
-    print(f"\ningest, {entries:,} readings of {STREAMS:,} series")
+    print(f"\ningest, {entries:,} readings of {SERIES:,} series")
     for count in READERS:
         speeds = [entries / took for took in seconds[count]]
         ratios = [none / took for none, took in zip(seconds[0], seconds[count], strict=True)]
@@ -91,7 +93,7 @@ def ingest(redis_url: str, database_url: str, entries: int, rounds: int) -> None
 
 def share(redis_url: str, database_url: str, entries: int, count: int) -> None:
     """Time inside `Telling.tell`, of all that a worker in this process takes for a backlog."""
-    preload(redis_url, entries)
+    preload(redis_url, Flat(entries))
     empty(database_url)
     settings = config.load(
         redis_url=redis_url, database_url=database_url, stream_retention_sec=0, batch_size=BATCH

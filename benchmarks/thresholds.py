@@ -26,7 +26,9 @@ import psycopg
 
 import config
 import log
-from benchmarks.throughput import STREAMS, drain, empty, preload, servers
+from benchmarks.bench import empty, servers
+from benchmarks.daemons import drain
+from benchmarks.workloads import SERIES, Flat, preload
 from housekeeping import Housekeeping
 from main import DatabaseWriterService
 from ops import migrate
@@ -49,11 +51,11 @@ def make_rules(database_url: str, kind: str) -> None:
     """The rules of one kind of run, in place of all others."""
     sets: dict[str, list[tuple[str, str, float, float, int]]] = {
         "none": [],
-        "quiet": [("dev-", "min", -50, 0, STREAMS), ("dev-", "max", 60, 0, STREAMS)],
-        "busy": [("dev-", "max", 21, 0.2, STREAMS)],
+        "quiet": [("dev-", "min", -50, 0, SERIES), ("dev-", "max", 60, 0, SERIES)],
+        "busy": [("dev-", "max", 21, 0.2, SERIES)],
         "crowd": [
-            ("dev-", "min", -50, 0, STREAMS),
-            ("dev-", "max", 60, 0, STREAMS),
+            ("dev-", "min", -50, 0, SERIES),
+            ("dev-", "max", 60, 0, SERIES),
             ("other-", "max", 60, 0, CROWD),
         ],
     }
@@ -80,16 +82,16 @@ def ingest(redis_url: str, database_url: str, entries: int, rounds: int) -> None
     for number in range(rounds + 1):
         for kind in KINDS if number % 2 else reversed(KINDS):
             make_rules(database_url, kind)
-            preload(redis_url, entries)
+            preload(redis_url, Flat(entries))
             empty(database_url)
-            took = drain(redis_url, database_url, entries)
+            took = drain(redis_url, database_url, entries).seconds
             if number:  # the first round warms up
                 seconds[kind].append(took)
             if kind == "busy":
                 with psycopg.connect(database_url) as connection:
                     row = connection.execute("select count(*) from alerts").fetchone()
                     alerts = row[0] if row else 0
-    print(f"\ningest, {entries:,} readings of {STREAMS:,} series ({alerts:,} alerts when busy)")
+    print(f"\ningest, {entries:,} readings of {SERIES:,} series ({alerts:,} alerts when busy)")
     for kind in KINDS:
         speeds = [entries / took for took in seconds[kind]]
         ratios = [none / took for none, took in zip(seconds["none"], seconds[kind], strict=True)]
@@ -141,7 +143,7 @@ def least(call: Callable[[], object], times: int = 50) -> float:
 def registry_share(redis_url: str, database_url: str, entries: int) -> None:
     """Time inside the registry's calls, of all that a worker in this process takes for a backlog."""
     make_rules(database_url, "none")
-    preload(redis_url, entries)
+    preload(redis_url, Flat(entries))
     empty(database_url)
     settings = config.load(redis_url=redis_url, database_url=database_url, stream_retention_sec=0)
     service = DatabaseWriterService(settings)
@@ -173,7 +175,7 @@ def registry_share(redis_url: str, database_url: str, entries: int) -> None:
     began = time.perf_counter()
     service.run()
     share = spent / (time.perf_counter() - began)
-    print(f"\nregistry: {share:.1%} of a worker's time, {STREAMS:,} series, batches of up to 5,000")
+    print(f"\nregistry: {share:.1%} of a worker's time, {SERIES:,} series, batches of up to 5,000")
 
 
 def main() -> int:

@@ -1,171 +1,144 @@
-"""How fast one worker drains a backlog, beside the fastest COPY of the same rows on the same machine.
+"""How fast workers drain a backlog, beside the limit of the machine, a bare loop, and what others would do.
 
-    .venv/bin/python -m benchmarks.throughput [--entries N] [--rounds N] [--redis-url …] [--database-url …]
+    .venv/bin/python -m benchmarks.throughput [--workers K] [--no-peers] [--short] [--json FILE] …
 
-Workload: one reading an entry (`value`, `timestamp`), spread over 1,000 streams. Each round, in turn:
+Two workloads: *flat*, one reading an entry over 1,000 streams, and *packed*, five readings an entry as a
+JSON payload over 16 sharded streams. Each round runs, in turn, on the same backlog and the empty table:
 
-- sluice: one daemon process on the preloaded backlog, from its first batch until the last entry is
-  acknowledged;
-- limit: binary COPY of the same rows into the same table, emptied, over one connection, in batches of
-  BATCH_SIZE, encoded and sorted beforehand, nothing else running.
-
-Prints readings a second, each as the median of the rounds with its spread, and the median of the ratios.
+- sluice: K daemon processes with default settings and, unless --no-rules is given, two rules on every
+  series; from when they have found the streams until every entry is settled;
+- limit: binary COPY of the same rows, encoded and sorted beforehand, over K connections, nothing beside it;
+- limit as it arrives: the same, sorted within each batch of 5,000 only, in the order of arrival;
+- hiredis alone: XREADGROUP over the same streams that reads everything and acknowledges nothing;
+- bare loop: hiredis, float(), datetime, psycopg's write_row, COMMIT and XACK, without a check (flat only);
+- peers: see benchmarks/peers, on a smaller backlog of their own (flat only).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 
-import psycopg
-
-import config
 import redis_client
-import rows
-from benchmarks.office import temperatures
-from ops import migrate
-from ops.ledger import read_ledger
-from parse import Limits, Parser
-from schema import Entry, Reading
-from standalone.servers import Postgres, Valkey
+from benchmarks import bench, rivals
+from benchmarks.bench import Figures
+from benchmarks.daemons import drain
+from benchmarks.workloads import START, Backlog, Flat, Packed, Workload, batches, copy, shares
 
-ROOT = Path(__file__).resolve().parent.parent
-STREAMS = 1000
-BATCH = 5000
-START = 1_767_225_600
+# Which peer on how many streams, and what part of the entries. FastStream has a subscriber and a connection
+# for each stream: on a thousand it stores about 1,000 readings/s, so it is measured where
+# that costs it nothing.
+PEERS = {"peer a": ("peer a", 1000, 10), "peer b": ("peer b", 10, 5)}
 
 
-@contextlib.contextmanager
-def servers(redis_url: str | None, database_url: str | None) -> Iterator[tuple[str, str]]:
-    """The servers that were named, or embedded ones with durable settings."""
-    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder, contextlib.ExitStack() as stack:
-        Path(folder).chmod(0o711)
-        if redis_url is None:
-            valkey = Valkey(Path(folder) / "valkey")
-            valkey.start()
-            stack.callback(valkey.stop)
-            redis_url = valkey.url
-        if database_url is None:
-            postgres = Postgres(Path(folder) / "postgres", ["shared_buffers=512MB", "max_wal_size=4GB"])
-            postgres.start()
-            stack.callback(postgres.stop)
-            database_url = postgres.url
-        yield redis_url, database_url
+class Side:
+    """One workload on its servers: the backlog, the rows, and everything that is done with them."""
+
+    def __init__(self, chosen: argparse.Namespace, urls: tuple[str, str], figures: Figures) -> None:
+        self._chosen = chosen
+        self._redis_url, self._database_url = urls
+        self._figures = figures
+        self._client = redis_client.connect(self._redis_url, timeout_sec=120)
+
+    def measure(self, name: str, workload: Workload) -> None:
+        """All rounds of one workload."""
+        backlog = Backlog(self._client, workload)
+        arriving = list(workload.rows())
+        parts = {
+            "limit": shares(batches(sorted(arriving)), self._chosen.workers),
+            "limit as it arrives": shares(batches(arriving), self._chosen.workers),
+        }
+        del arriving
+        runs: dict[str, Callable[[bool], None]] = {
+            "sluice": partial(self._sluice, f"{name}: sluice", workload, backlog),
+            **{way: partial(self._copy, f"{name}: {way}", workload, parts[way]) for way in parts},
+            "hiredis": partial(self._bare, f"{name}: hiredis alone", "read", workload, backlog),
+        }
+        if isinstance(workload, Flat):
+            runs["bare"] = partial(self._bare, f"{name}: bare loop", "store", workload, backlog)
+            if self._chosen.peers:
+                runs |= {peer: partial(self._peer, peer) for peer in PEERS}
+        for counts, order in bench.rounds(self._chosen, list(runs)):
+            for one in order:
+                bench.empty(self._database_url)
+                runs[one](counts)
+        self._ratios(name)
+
+    def _sluice(self, name: str, workload: Workload, backlog: Backlog, counts: bool) -> None:
+        backlog.restore()
+        drained = drain(self._redis_url, self._database_url, workload.entries, self._chosen.workers)
+        self._check_rows(workload.readings)
+        if counts:
+            each = workload.readings / workload.entries
+            self._figures.add(name, drained.speed(each))
+            self._figures.add(f"{name}, CPU", drained.cpu_us(each), "us a reading")
+            self._figures.add(f"{name}, memory", drained.peak_mb, "MB")
+
+    def _copy(self, name: str, workload: Workload, parts: list[Sequence[bytes]], counts: bool) -> None:
+        seconds = copy(self._database_url, parts)
+        self._check_rows(workload.readings)
+        if counts:
+            self._figures.add(name, workload.readings / seconds)
+
+    def _bare(self, name: str, way: str, workload: Workload, backlog: Backlog, counts: bool) -> None:
+        backlog.restore()
+        ran = rivals.bare(way, self._redis_url, self._database_url, workload.entries)
+        if way == "store":
+            self._check_rows(workload.readings)
+        if counts:
+            self._figures.add(name, workload.readings / ran.seconds)
+            self._figures.add(f"{name}, CPU", ran.cpu * 1e6 / workload.readings, "us a reading")
+
+    def _peer(self, name: str, counts: bool) -> None:
+        program, streams, part = PEERS[name]
+        workload = Flat(max(100, self._chosen.entries // part), streams)
+        Backlog(self._client, workload).restore()
+        ran = rivals.peer(program, self._redis_url, self._database_url, workload.entries)
+        self._check_rows(workload.readings)
+        if counts:
+            self._figures.add(f"flat: {name}", workload.readings / ran.seconds)
+            self._figures.add(f"flat: {name}, CPU", ran.cpu * 1e6 / workload.readings, "us a reading")
+
+    def _check_rows(self, wanted: int) -> None:
+        found = bench.count_rows(self._database_url)
+        if found != wanted:
+            raise SystemExit(f"the table holds {found} of {wanted} rows")
+
+    def _ratios(self, name: str) -> None:
+        ratio, mine = self._figures.ratio, f"{name}: sluice"
+        ratio(f"{name}: of the limit", mine, f"{name}: limit")
+        ratio(f"{name}: of the limit as it arrives", mine, f"{name}: limit as it arrives")
+        ratio(f"{name}: of hiredis alone", mine, f"{name}: hiredis alone")
+        ratio(f"{name}: CPU of the bare loop's", f"{mine}, CPU", f"{name}: bare loop, CPU")
+        for peer in PEERS:
+            ratio(f"{name}: of {peer}", mine, f"{name}: {peer}")
+
+    def close(self) -> None:
+        self._client.close()
 
 
-def preload(url: str, entries: int) -> None:
-    """Fill the streams with temperatures of the office, a different second each."""
-    values = temperatures()
-    with redis_client.connect(url, timeout_sec=60) as client:
-        client.flushdb()
-        for start in range(0, entries, 10_000):
-            with client.pipeline(transaction=False) as pipe:
-                for n in range(start, min(start + 10_000, entries)):
-                    stream = f"mqtt_stream:dev-{n % STREAMS}:temperature"
-                    fields = ("value", values[n % len(values)], "timestamp", str(START + n // STREAMS))
-                    redis_client.execute(pipe, "XADD", stream, "*", *fields)
-                pipe.execute()
-
-
-def readings_of(url: str) -> list[Reading]:
-    """The rows that the backlog becomes, in the order of the key."""
-    parser = Parser(Limits())
-    found: list[Reading] = []
-    with redis_client.connect(url, timeout_sec=60) as client:
-        for number in range(STREAMS):
-            stream = f"mqtt_stream:dev-{number}:temperature".encode()
-            for entry_id, fields in redis_client.execute(client, "XRANGE", stream, "-", "+"):
-                found += parser.parse(Entry(stream, entry_id, fields), 2**62).readings
-    return sorted(found, key=lambda reading: reading.key)
-
-
-def empty(database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("truncate sensor_readings")
-        connection.execute("checkpoint")
-
-
-def limit(database_url: str, batches: list[bytes]) -> float:
-    """Seconds for COPY of ready-made batches, a transaction each."""
-    columns = ", ".join(f'"{name}"' for name in rows.COLUMNS)
-    with psycopg.connect(database_url) as connection:
-        began = time.perf_counter()
-        for data in batches:
-            with connection.cursor().copy(
-                f"copy sensor_readings ({columns}) from stdin (format binary)"
-            ) as copy:
-                copy.write(data)
-            connection.commit()
-        return time.perf_counter() - began
-
-
-def drain(redis_url: str, database_url: str, entries: int) -> float:
-    """Seconds from a worker's first batch until everything is acknowledged, by its own log."""
-    environment = {
-        **os.environ,
-        "REDIS_URL": redis_url,
-        "DATABASE_URL": database_url,
-        "BATCH_SIZE": str(BATCH),
-        "LOG_FORMAT": "json",
-        "STREAM_RETENTION_SEC": "0",
-    }
-    worker = subprocess.Popen(
-        [sys.executable, "main.py"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    began, done = 0.0, 0
-    try:
-        for line in worker.stderr or ():
-            event = json.loads(line)
-            if event["event"] == "streams_found":
-                began = time.perf_counter()
-            done += event.get("entries", 0) if event["event"] == "batch" else 0
-            if done >= entries:
-                return time.perf_counter() - began
-        raise SystemExit("the worker ended before the backlog did")
-    finally:
-        worker.terminate()
-        worker.wait()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--entries", type=int, default=200_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--redis-url")
-    parser.add_argument("--database-url")
-    chosen = parser.parse_args()
-    speeds: dict[str, list[float]] = {"sluice": [], "limit": []}
-    with servers(chosen.redis_url, chosen.database_url) as (redis_url, database_url):
-        migrate.upgrade(config.load(database_url=database_url))
-        for number in range(chosen.rounds + 1):
-            preload(redis_url, chosen.entries)
-            ready = readings_of(redis_url)
-            empty(database_url)
-            seconds = drain(redis_url, database_url, chosen.entries)
-            with redis_client.connect(redis_url, timeout_sec=60) as client:
-                total = read_ledger(client, "db_writer", "mqtt_stream:*", "mqtt_stream:failed").total
-            if (total.stored, total.missing) != (chosen.entries, 0):
-                raise SystemExit(f"the books do not add up: {total}")
-            empty(database_url)
-            batches = [rows.encode(ready[n : n + BATCH]) for n in range(0, len(ready), BATCH)]
-            least = limit(database_url, batches)
-            if number:  # the first round warms up: partitions, caches, files
-                speeds["sluice"].append(chosen.entries / seconds)
-                speeds["limit"].append(chosen.entries / least)
-    for name, found in speeds.items():
-        spread = f"{min(found):,.0f} to {max(found):,.0f}"
-        print(f"{name:<8}{statistics.median(found):>10,.0f} readings/s   ({spread})")
-    ratios = [mine / most for mine, most in zip(speeds["sluice"], speeds["limit"], strict=True)]
-    print(f"{'ratio':<8}{statistics.median(ratios):>10.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = bench.command_line(__doc__, entries=200_000, short=60_000)
+    parser.add_argument("--workers", type=int, default=1, choices=range(1, 17), metavar="K")
+    parser.add_argument("--workloads", nargs="+", choices=("flat", "packed"), default=("flat", "packed"))
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    bench.add_rules_option(parser)
+    chosen = bench.parse(parser, arguments)
+    workloads: dict[str, Workload] = {"flat": Flat(chosen.entries), "packed": Packed(chosen.entries // 4)}
+    figures = Figures("throughput")
+    if chosen.peers and "flat" in chosen.workloads:
+        rivals.install_peers()
+    with bench.place(chosen) as urls:
+        bench.have_partitions(urls[1], {START // 86_400})
+        bench.make_rules(urls[1], watched=chosen.rules)
+        side = Side(chosen, urls, figures)
+        try:
+            for name in chosen.workloads:
+                side.measure(name, workloads[name])
+        finally:
+            side.close()
+    figures.tell(chosen)
     return 0
 
 

@@ -18,3 +18,6 @@ pin dashboard.txt --extra dashboard --constraint requirements/core.txt \
 pin dev.txt --extra dev --extra standalone --extra query --extra dashboard --constraint requirements/core.txt \
     --constraint requirements/console.txt --constraint requirements/broker.txt \
     --constraint requirements/query.txt --constraint requirements/dashboard.txt pyproject.toml
+# What benchmarks compare with: packages of its own, in a virtual environment of its own.
+printf '%s\n' asyncpg 'faststream[redis]' 'psycopg[binary]' 'redis[hiredis]' sqlalchemy uvloop |
+    pin ../benchmarks/peers/requirements.txt --constraint requirements/core.txt -

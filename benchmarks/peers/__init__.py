@@ -1,0 +1,1 @@
+"""Programs that a Python user would write instead, to compare with; their packages are their own."""
