@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby, repeat
+from operator import itemgetter
 from typing import NamedTuple
 
 import columns
@@ -18,7 +19,8 @@ from parse import MAX_FIELDS, Parser
 from schema import Batch, Entry, Parsed, Reading
 from values import message_id
 
-_VALUE, _TIMESTAMP, _MID = b"value", b"timestamp", b"mid"
+_VALUE, _TIMESTAMP, _MID, _TOPIC, _PAYLOAD = b"value", b"timestamp", b"mid", b"topic", b"payload"
+_KEY = itemgetter(0, 1, 2, 3)
 _new = tuple.__new__
 
 
@@ -39,16 +41,19 @@ def parse_batch(parser: Parser, entries: Sequence[Entry], now_us: int, redeliver
     for blocks, rows, table in _segments(blocks_of(entries)):
         found: list[Reading | None] = [None] * len(rows)
         if table is not None and parser.takes_at_once(table.fields):
-            found = _flat(parser, blocks, table, parser.latest(now_us))
-            if _MID in table.fields:
-                carried.update(_name(found, table.fields[_MID], begin))
-                distinct = False
-        else:
-            distinct = False
+            if _PAYLOAD in table.fields:
+                others.update(_messages(parser, blocks, table, parser.latest(now_us), begin))
+            else:
+                found = _flat(parser, blocks, table, parser.latest(now_us))
+                if _MID in table.fields:
+                    carried.update(_name(found, table.fields[_MID], begin))
+        distinct = distinct and table is not None and _MID not in table.fields and _VALUE in table.fields
         if None in found:
             _look_at(parser, blocks, begin, found, others, now_us)
         readings += _in_order(found, begin, others)
         begin += len(rows)
+    if not distinct:
+        distinct = len(set(map(_KEY, readings))) == len(readings)
     return Batch(entries, readings, others, redelivered, distinct, carried)
 
 
@@ -111,6 +116,39 @@ def _flat(parser: Parser, blocks: Sequence[Block], table: _Table, latest_us: int
     return found
 
 
+def _messages(
+    parser: Parser, blocks: Sequence[Block], table: _Table, latest_us: int, begin: int
+) -> Iterator[tuple[int, Parsed]]:
+    """What whole messages say whose payloads hold numbers under their names, by their places."""
+    ids, fields = table
+    named = list(map(parser.topic_of, fields[_TOPIC]))
+    payloads = columns.payloads(fields[_PAYLOAD])
+    arrived = (
+        columns.times(fields[_TIMESTAMP], latest_us)
+        if _TIMESTAMP in fields
+        else columns.entry_times(ids, latest_us)
+    )
+    told = columns.unix_times([one.ts if one and one.ts is not None else 0 for one in payloads], latest_us)
+    own = columns.identities(ids)
+    mids = [message_id(mid) for mid in fields[_MID]] if _MID in fields else repeat(None)
+    nothing = repeat(None)
+    events = [parser.is_of_events(stream) for stream, rows in blocks for _ in rows]
+    columned = zip(named, payloads, arrived, told, own, mids, events)  # noqa: B905  `mids` may be endless
+    for place, (names, payload, arrival, time, identity, mid, event) in enumerate(columned, begin):
+        if event or names is None or payload is None or arrival is None or time is None:
+            continue
+        sensors = parser.sensors_of(names.sensor, payload.values)
+        if not sensors or len(sensors) > parser.most_readings:
+            continue
+        moment = arrival if payload.ts is None else time
+        rows_of = zip(
+            repeat(names.device), sensors, repeat(moment), repeat(mid or identity), payload.values.values(),
+            nothing, nothing,
+        )  # fmt: skip
+        readings = list(map(_new, repeat(Reading), rows_of))
+        yield place, Parsed(readings, (), mid is None, names.owner)
+
+
 def _name(found: list[Reading | None], mids: Sequence[bytes], begin: int) -> Iterator[int]:
     """Put the message's identity in the place of the entry's, where there is one: answers where."""
     for place, (reading, mid) in enumerate(zip(found, mids, strict=True)):
@@ -132,7 +170,7 @@ def _look_at(
     place = 0
     for stream, rows in blocks:
         for entry_id, fields in rows:
-            if found[place] is None:
+            if found[place] is None and begin + place not in others:
                 parsed = parser.parse(Entry(stream, entry_id, fields or ()), now_us)
                 if parsed.plain:
                     found[place] = parsed.readings[0]

@@ -19,6 +19,16 @@ import values
 from schema import Bad
 
 T = TypeVar("T")
+
+
+class Measured(msgspec.Struct, forbid_unknown_fields=True):
+    """A payload of numbers with one time for all, as most devices send them."""
+
+    values: dict[str, float]
+    ts: float | int | None = None
+
+
+_MEASURED = msgspec.json.Decoder(list[Measured])
 _FLOATS = msgspec.json.Decoder(list[float])
 _NUMBERS: msgspec.json.Decoder[list[float]] = msgspec.json.Decoder(list[int | float])
 _INTEGERS = msgspec.json.Decoder(list[int])
@@ -47,6 +57,20 @@ def times(column: Sequence[bytes], latest_us: int) -> list[int | None]:
     if None not in found and max(found) <= latest_us:  # type: ignore[type-var, operator]
         return found
     return [one if one is not None and one <= latest_us else None for one in found]
+
+
+def payloads(column: Sequence[bytes]) -> list[Measured | None]:
+    """Payloads of the form `{"ts": …, "values": {name: number, …}}`, as `payloads.members` reads them."""
+    found = _decoded(column, _MEASURED, _no_payload)
+    return [
+        one if one is not None and raw.count(b'":') == len(one.values) + 2 - (one.ts is None) else None
+        for raw, one in zip(column, found, strict=True)
+    ]
+
+
+def unix_times(column: Sequence[float], latest_us: int) -> list[int | None]:
+    """Unix times as numbers, as `values.json_time` and `values.check_time` read them."""
+    return [one if one is not None and one <= latest_us else None for one in _scaled(column)]
 
 
 def entry_times(ids: Sequence[bytes], latest_us: int) -> list[int | None]:
@@ -109,6 +133,10 @@ def _passed_over(_: bytes) -> float | None:
     return None
 
 
+def _no_payload(_: bytes) -> Measured | None:
+    return None
+
+
 def _number(raw: bytes) -> float | None:
     try:
         return values.scalar(raw)[0]
@@ -118,7 +146,7 @@ def _number(raw: bytes) -> float | None:
 
 def _scaled(found: Sequence[float | None]) -> list[int | None]:
     """Unix times to microseconds. Their unit is told by their size, and usually the same for all."""
-    if set(map(type, found)) == {int}:
+    if found and set(map(type, found)) == {int}:
         known: Sequence[int] = found  # type: ignore[assignment]
         low, high, least = min(known), max(known), 0
         for bound, multiplier, divisor in values.UNITS:

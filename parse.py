@@ -7,7 +7,7 @@ the topic are worked out once and kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from itertools import islice
@@ -31,6 +31,7 @@ from schema import (
 from topics import Named, Topics
 
 MAX_FIELDS = 64
+_MESSAGE = frozenset({b"topic", b"payload", b"timestamp", b"mid"})
 _FLAT = frozenset({b"value", b"timestamp", b"mid"})
 _CACHED = 200_000
 _LONGEST_CACHED = 512
@@ -92,6 +93,7 @@ class Parser:
         self._events = {name.encode(): kind for name, kind in limits.event_streams}
         self._streams: dict[bytes, tuple[str, str]] = {}  # never one of events
         self._matched: dict[bytes, Named] = {}
+        self._sensors: dict[tuple[str, str], str] = {}
 
     def parse(self, entry: Entry, now_us: int) -> Parsed:
         """What one entry says: readings and rejections, a status, a device event, or nothing. Never raises.
@@ -119,9 +121,48 @@ class Parser:
                 names = self._stream_names(stream)
         return names
 
+    def topic_of(self, topic: bytes) -> Named | None:
+        """What a topic names, where payloads on it are read as they are recognised; else None."""
+        named = self._matched.get(topic)
+        if named is None:
+            try:
+                named = self._topic_names(topic)
+            except Bad:
+                return None
+        return None if named.status or named.form is not PayloadFormat.AUTO else named
+
+    def sensors_of(self, prefix: str, names: Iterable[str]) -> list[str] | None:
+        """The sensors that the members of a payload name, behind what its topic names; None where one
+        of them cannot be stored.
+        """
+        found = [self._sensors.get((prefix, name)) or self._sensor(prefix, name) for name in names]
+        return None if None in found else found  # type: ignore[return-value]
+
+    def _sensor(self, prefix: str, name: str) -> str | None:
+        try:
+            sensor = values.sensor_name(f"{prefix}.{name}" if prefix else name) if name else None
+        except Bad:
+            return None
+        if sensor is not None:
+            if len(self._sensors) >= _CACHED:
+                self._sensors.clear()
+            self._sensors[prefix, name] = sensor
+        return sensor
+
+    @property
+    def most_readings(self) -> int:
+        """How many readings one entry may hold."""
+        return self._limits.max_readings_per_entry
+
+    def is_of_events(self, stream: bytes) -> bool:
+        return stream in self._events
+
     def takes_at_once(self, fields: Mapping[bytes, Sequence[bytes]]) -> bool:
-        """Whether entries with these columns are flat ones without metadata, none of them too large."""
-        if b"value" not in fields or not _FLAT.issuperset(fields):
+        """Whether entries with these columns are flat ones without metadata, or messages; none
+        too large.
+        """
+        flat = b"value" in fields and _FLAT.issuperset(fields)
+        if not flat and not (_MESSAGE.issuperset(fields) and b"topic" in fields and b"payload" in fields):
             return False
         largest = sum(len(name) + max(map(len, column)) for name, column in fields.items())
         return largest <= self._limits.max_entry_bytes

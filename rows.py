@@ -26,39 +26,48 @@ _ORDINAL = struct.Struct(">ii")
 
 
 def encode(readings: Iterable[Reading]) -> bytes:
-    """COPY data for `COLUMNS`."""
-    return b"".join(_rows(readings, numbered=False))
+    """COPY data for `COLUMNS`. Quick where readings of a series follow one another."""
+    parts = [_HEADER]
+    add = parts.append
+    width = struct.pack(">h", len(COLUMNS))
+    pack = _NUMBER_ROW.pack
+    last_device, last_sensor, series = "", "", b""
+    for device, sensor, micros, message, value, text, metadata in readings:
+        if device is not last_device or sensor is not last_sensor:
+            last_device, last_sensor, series = device, sensor, width + _text(device) + _text(sensor)
+        add(series)
+        if value is not None and metadata is None:
+            add(pack(8, micros - _EPOCH_2000_US, 16, message, 8, value, -1, -1))
+        else:
+            add(_odd_row(micros, message, value, text, metadata))
+    add(_TRAILER)
+    return b"".join(parts)
 
 
 def encode_numbered(readings: Iterable[Reading]) -> bytes:
     """COPY data for `ORDINAL` and `COLUMNS`: each row begins with its place in `readings`."""
-    return b"".join(_rows(readings, numbered=True))
-
-
-def _rows(readings: Iterable[Reading], *, numbered: bool) -> Iterable[bytes]:
-    yield _HEADER
-    prefixes: dict[tuple[str, str], bytes] = {}
-    width = struct.pack(">h", len(COLUMNS) + numbered)
+    parts = [_HEADER]
+    width = struct.pack(">h", len(COLUMNS) + 1)
     for ordinal, (device, sensor, micros, message, value, text, metadata) in enumerate(readings):
-        series = prefixes.get((device, sensor))
-        if series is None:
-            series = _text(device) + _text(sensor)
-            if not numbered:
-                series = width + series
-            prefixes[device, sensor] = series
-        if numbered:
-            yield width + _ORDINAL.pack(4, ordinal)
-        yield series
-        moment = micros - _EPOCH_2000_US
-        if value is not None and metadata is None:
-            yield _NUMBER_ROW.pack(8, moment, 16, message, 8, value, -1, -1)
-            continue
-        yield _KEY.pack(8, moment, 16, message)
-        yield _NULL if value is None else _NUMBER.pack(8, value)
-        yield _NULL if text is None else _text(text)
-        # jsonb's binary form is its version, 1, before the text
-        yield _NULL if metadata is None else _LENGTH.pack(len(metadata) + 1) + b"\x01" + metadata
-    yield _TRAILER
+        parts.append(width + _ORDINAL.pack(4, ordinal) + _text(device) + _text(sensor))
+        parts.append(_odd_row(micros, message, value, text, metadata))
+    parts.append(_TRAILER)
+    return b"".join(parts)
+
+
+def _odd_row(
+    micros: int, message: bytes, value: float | None, text: str | None, metadata: bytes | None
+) -> bytes:
+    """What follows the series in a row, whatever it holds."""
+    return b"".join(
+        (
+            _KEY.pack(8, micros - _EPOCH_2000_US, 16, message),
+            _NULL if value is None else _NUMBER.pack(8, value),
+            _NULL if text is None else _text(text),
+            # jsonb's binary form is its version, 1, before the text
+            _NULL if metadata is None else _LENGTH.pack(len(metadata) + 1) + b"\x01" + metadata,
+        )
+    )
 
 
 def _text(value: str) -> bytes:
