@@ -16,18 +16,19 @@ import structlog
 
 from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
+from polling import Polling
 from recovery import Recovery
 from redis_client import CHUNK, is_world, is_wrong_type
 from redis_scripts import Keys
 from retry import Patience, StopFlag
 from schema import Entry, Outcome
 from settlement import Settler
+from sharing import Sharing
 from streams import Streams
 from trimming import Trimmer
 
 BLOCKING_STREAMS = 500  # with more, a blocked read makes every XADD that wakes it pay
 READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
-LONGEST_PAUSE_SEC = 0.25
 
 
 def _passes(error: BaseException) -> bool:
@@ -54,6 +55,9 @@ class ReaderOptions:
     discovery_interval_sec: float = 2.0
     max_deliveries: int = 5
     stream_retention_sec: int = 0
+    quiet_poll_sec: float = 2.0
+    share_above_streams: int = 64
+    worker_timeout_sec: float = 5.0
     named_streams: tuple[str, ...] = ()
 
 
@@ -85,8 +89,16 @@ class RedisReader:
         self._patience = Patience("redis", _passes, stop, stats)
         self._lease = Lease(client, keys.worker(options.consumer), token)
         upkeep = Lease(client, keys.upkeep, token)
-        self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms)
+        self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms, clock)
         self._settler = Settler(client, options.group, options.dead_letter_stream, stats, wall_ms)
+        self._sharing = Sharing(
+            client,
+            keys.alive(options.pattern),
+            options.consumer,
+            timeout_sec=options.worker_timeout_sec,
+            least=options.share_above_streams,
+            clock=clock,
+        )
         self._streams = Streams(
             client,
             group=options.group,
@@ -97,7 +109,9 @@ class RedisReader:
             stats=stats,
             clock=clock,
             named=options.named_streams,
+            share_of=self._sharing.share_of,
         )
+        self._polling = Polling(self._streams.ask, options.quiet_poll_sec, clock)
         self._recovery = Recovery(
             client,
             self._streams,
@@ -112,7 +126,6 @@ class RedisReader:
         self._position = 0  # where the next round over the streams begins
         self._budget = min(options.batch_size, 500)
         self._readings_per_entry = 1.0
-        self._pause = 0.0
         self._idle = False
         self._caught_up = -inf
         self._next_lease = self._next_trim = 0.0
@@ -140,6 +153,7 @@ class RedisReader:
             return False
         self._next_lease = self._clock() + TTL_SEC / 3
         self._patience.call(self._streams.discover)
+        self._patience.call(self._beat)  # not before: what others leave to this worker it must know
         return True
 
     def recover(self) -> list[Entry]:
@@ -197,14 +211,17 @@ class RedisReader:
         """
         if self._clock() >= self._next_lease:
             self._patience.call(self._keep_name)
-        if self._options.stream_retention_sec and self._clock() >= self._next_trim:
+        if self._clock() >= self._sharing.next_beat:
+            self._patience.call(self._beat)
+        due = self._options.stream_retention_sec and self._clock() >= self._next_trim
+        if due and self._patience.call(lambda: self._trimmer.trim(self._streams.keys)):
             self._next_trim = self._clock() + self._trimmer.interval_sec
-            self._patience.call(lambda: self._trimmer.trim(self._streams.keys))
 
     def close(self) -> None:
-        """Give the name back. Pending entries stay for whoever takes it over."""
+        """Give the streams and the name back. Pending entries stay for whoever takes it over."""
         try:
             if self._lease.held:
+                self._sharing.leave()
                 self._lease.release()
         except redis.RedisError as error:
             structlog.get_logger().warning("consumer_name_not_released", error=type(error).__name__)
@@ -213,41 +230,110 @@ class RedisReader:
     def _read(self, until: float) -> list[Entry]:
         if self._clock() >= self._streams.next_discovery:
             self._streams.discover()
-        if not self._streams.keys:
-            longest = min(self._options.block_sec, self._options.discovery_interval_sec)
-            self._caught_up = self._clock()
-            self._stop.wait(max(0.0, min(longest, until - self._clock())))
-            return []
-        entries: list[Entry] = []
+        share = self._streams.share
         # When it was asked, not answered: this process may be stopped between the answer and the clock.
         asked = self._clock()
-        blocking = len(self._streams.keys) <= min(BLOCKING_STREAMS, self._budget)
-        if not (self._idle and blocking):
-            entries = self._read_round()
-        if not entries and not self._stop.is_set():
-            if blocking:
-                entries, asked = self._block(until)
-            else:
-                entries = self._rest()
+        entries: list[Entry] = []
+        if not share:
+            self._stop.wait(max(0.0, self._next_due(until) - asked))
+        elif len(share) > min(BLOCKING_STREAMS, self._budget):
+            entries, asked = self._poll(until)
+        else:
+            if not self._idle:
+                entries = self._read_round(share, self._budget)
+            if not entries and not self._stop.is_set():
+                entries, asked = self._block(share, until)
         self._idle = not entries
         if len(entries) < self._budget:
-            self._caught_up = asked
+            self._caught_up = max(self._caught_up, asked)
         self._adapt(entries)
         return entries
 
     @property
     def caught_up_at(self) -> float:
-        """Until when, by the clock, everything there was has been read; minus infinity before the first."""
-        return self._caught_up
+        """Until when, by the clock, everything there was has been read, by this worker or by those that it
+        shares the streams with; minus infinity before the first.
+        """
+        return min(self._caught_up, self._sharing.others_caught_up())
 
-    def _read_round(self) -> list[Entry]:
+    def _next_due(self, until: float) -> float:
+        """Until when a read may wait at most: `until`, or what is due next, or BATCH_TIMEOUT_SEC."""
+        return min(
+            until,
+            self._streams.next_discovery,
+            self._sharing.next_beat,
+            self._next_lease,
+            self._clock() + self._options.block_sec,
+        )
+
+    def _poll(self, until: float) -> tuple[list[Entry], float]:
+        """More streams than one blocking read should cover: the quiet ones that are due, then the hot ones.
+
+        Answers also until when all of the share was asked, where this was not cut short by the budget.
+        """
+        polling = self._polling
+        polling.follow(self._streams.share)
+        entries = self._read_quiet()
+        hot, began = polling.hot, self._clock()
+        left = self._budget - len(entries)
+        blocking = len(hot) <= min(BLOCKING_STREAMS, self._budget)
+        empty = not hot or (blocking and self._idle and not entries)
+        if not empty and left > 0 and (blocking or began >= polling.hot_at):
+            more = self._read_round(hot, left)
+            if empty := len(more) < left:
+                polling.emptied(self._clock() - began)
+            entries += more
+        if not entries and not self._stop.is_set():
+            entries = self._wait_for_hot(
+                hot if blocking else [], min(self._next_due(until), polling.wake_at)
+            )
+        polling.heard({entry.stream for entry in entries})
+        return entries, min(began, polling.asked_since) if empty else -inf
+
+    def _wait_for_hot(self, hot: Sequence[bytes], due: float) -> list[Entry]:
+        """Wait for what is due next, or until one of `hot` speaks."""
+        if not hot:
+            due = min(due, self._polling.hot_at) if self._polling.hot else due
+            self._stop.wait(max(0.0, due - self._clock()))
+            return []
+        entries, _ = self._block(hot, due)
+        if not entries:
+            self._polling.emptied(0.0)
+        return entries
+
+    def _read_quiet(self) -> list[Entry]:
+        """An entry of each stream whose turn it is; a stream that has one is hot from then on."""
+        polling = self._polling
+        entries: list[Entry] = []
+        heals = self._streams.heals
+        while len(entries) < self._budget and heals == self._streams.heals and not self._stop.is_set():
+            streams, command = polling.due()
+            if not streams:
+                break
+            began, left = self._clock(), self._budget - len(entries)
+            if command and len(streams) <= left:
+                found = self._streams.read_packed(command, streams)
+                part = [
+                    Entry(stream, entry_id, fields or ())
+                    for stream, raw in found
+                    for entry_id, fields in raw
+                ]
+                done = len(streams)
+            else:
+                part, _, done = self._fetch_round(streams, left)
+            if heals == self._streams.heals:  # else nothing was delivered, and their turn is still to come
+                polling.asked(done, began)
+            polling.heard(entry.stream for entry in part)
+            entries += part
+        return entries
+
+    def _read_round(self, streams: Sequence[bytes], budget: int) -> list[Entry]:
         """Every stream gets its equal share; then those that had more share what is left."""
-        streams = self._streams.keys
         start = self._position % len(streams)
-        entries, busy, done = self._fetch_round(streams[start:] + streams[:start], self._budget)
+        entries, busy, done = self._fetch_round([*streams[start:], *streams[:start]], budget)
         self._position = start + done
-        while busy and len(entries) < self._budget:
-            more, busy, _ = self._fetch_round(busy, self._budget - len(entries))
+        while busy and len(entries) < budget:
+            more, busy, _ = self._fetch_round(busy, budget - len(entries))
             if not more:
                 break
             entries += more
@@ -272,14 +358,13 @@ class RedisReader:
             done += len(chunk)
         return entries, busy, done
 
-    def _block(self, until: float) -> tuple[list[Entry], float]:
+    def _block(self, streams: Sequence[bytes], until: float) -> tuple[list[Entry], float]:
         """Few streams: one blocking read over all of them, not beyond what is due next.
 
         Answers also until when there was nothing but these: an empty reply speaks for all of its wait.
         """
-        streams = self._streams.keys
         now = self._clock()
-        until = min(until, self._streams.next_discovery, self._next_lease, now + self._options.block_sec)
+        until = self._next_due(until)
         count = max(1, self._budget // len(streams))
         wait_ms = max(1, int((until - now) * 1000))
         found = self._streams.read(streams, [b">"] * len(streams), count, wait_ms)
@@ -288,17 +373,10 @@ class RedisReader:
         ]
         return entries, now if entries else min(now + wait_ms / 1000, self._clock())
 
-    def _rest(self) -> list[Entry]:
-        """Many streams: a pause that grows while nothing comes."""
-        self._pause = min(LONGEST_PAUSE_SEC, 2 * self._pause or 0.01)
-        self._stop.wait(self._pause)
-        return []
-
     def _adapt(self, entries: Sequence[Entry]) -> None:
         """Read more when reads come back full, less when they are heavy or entries hold many readings."""
         if not entries:
             return
-        self._pause = 0.0
         size = sum(len(value) for entry in entries for value in entry.fields)
         budget = self._budget
         if size > READ_BYTES:
@@ -307,6 +385,10 @@ class RedisReader:
             budget *= 2
         ceiling = int(self._options.batch_size / self._readings_per_entry)
         self._budget = max(1, min(budget, ceiling))
+
+    def _beat(self) -> None:
+        if self._sharing.beat(self._caught_up):
+            self._streams.divide()
 
     def _keep_name(self) -> None:
         try:
