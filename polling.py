@@ -75,7 +75,7 @@ class Polling:
         """When it is worth while to ask again: some parts are due then."""
         parts = len(self._asked)
         if self._rush or not parts:
-            return -inf
+            return -inf if parts else inf
         several = min(PARTS_AT_ONCE, ceil(parts / 4))
         return self._next + (several - 1) * self._interval()
 

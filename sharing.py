@@ -73,6 +73,7 @@ class Sharing:
         self._key = key
         self._worker = worker.encode()
         self._timeout_sec = timeout_sec
+        self._interval_sec = timeout_sec / BEATS
         self._least = least
         self._clock = clock
         self._workers: tuple[bytes, ...] = (self._worker,)
@@ -82,6 +83,7 @@ class Sharing:
         # it lives, since whoever takes over its streams has first to read them and to say so.
         self._caught_up: dict[bytes, tuple[float, float]] = {}
         self._divided = False
+        self._divided_until = -inf
         self.next_beat = 0.0
 
     def beat(self, caught_up: float) -> bool:
@@ -91,8 +93,8 @@ class Sharing:
         now = self._clock()
         behind = "" if caught_up == -inf else str(max(0, int((now - caught_up) * 1000)))
         reply = self._script(keys=[self._key], args=[self._worker, int(self._timeout_sec * 1000), behind])
-        self.next_beat = now + self._timeout_sec / BEATS
-        counts_until = now + self._timeout_sec * 3 / BEATS
+        self.next_beat = now + self._interval_sec
+        counts_until = now + 3 * self._interval_sec
         alive = {self._worker}
         for name, ago in zip(reply[::2], reply[1::2], strict=True):
             alive.add(name)
@@ -114,6 +116,8 @@ class Sharing:
     def share_of(self, streams: Sequence[bytes]) -> list[bytes]:
         """Those of `streams` that are this worker's, in their order."""
         least = max(self._least, FEWEST_PER_WORKER * len(self._workers))
+        if self._divided:
+            self._divided_until = self._clock() + 3 * self._interval_sec
         self._divided = len(self._workers) > 1 and len(streams) > least
         if not self._divided:
             return list(streams)
@@ -128,6 +132,6 @@ class Sharing:
 
     def others_caught_up(self) -> float:
         """Until when, by the clock, the others had read all of theirs; infinity where nothing is shared."""
-        if not self._divided:
+        if not self._divided and self._clock() > self._divided_until:
             return inf
         return min((until for until, _ in self._caught_up.values()), default=inf)

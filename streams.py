@@ -91,8 +91,9 @@ class Streams:
             return
         scan = self._client.scan_iter(match=self._pattern, count=1000, _type="stream")
         left_out = {self._dead_letters, *self._named}
-        self._replace(self._known - set(self._named), {key for key in scan if key not in left_out})
+        found = {key for key in scan if key not in left_out}
         took = self._clock() - began
+        self._replace(self._known - set(self._named), found)
         self._next_scan = self._clock() + max(self._interval_sec, 20 * took)
         self._trusted_until = self._clock() + LONGEST_TRUST * self._interval_sec
         self._size = size
