@@ -14,7 +14,7 @@ from math import ceil, inf
 from redis_client import CHUNK
 
 HOT_SEC = 10.0  # after its last entry a stream is asked at every turn for so long
-HOT_SHARE = 0.1  # of the time, that asking too many of those to block on may take
+HOT_SHARE = 0.25  # of the time, that asking too many of those to block on may take
 QUIET_SHARE = 0.01  # of the time, that asking all the others may take, as long as that is often enough
 SHORTEST_SEC = 0.02  # between two turns of a quiet stream
 PARTS_AT_ONCE = 10  # asked in a row, so that others hardly wait
