@@ -126,6 +126,7 @@ class Streams:
         gone = set(streams) - usable
         structlog.get_logger().warning("groups_healed", streams=len(usable), gone=len(gone))
         if gone:
+            self._size = -1  # it may come back before anybody counts: search, however many keys there are
             self._set(self._known - gone)
 
     def read(

@@ -62,7 +62,8 @@ def reader_options(settings: Settings) -> ReaderOptions:
         stream_retention_sec=settings.stream_retention_sec,
         quiet_poll_sec=settings.quiet_poll_sec,
         share_above_streams=settings.share_above_streams,
-        worker_timeout_sec=settings.worker_timeout_sec,
+        # a worker that pauses between batches lives
+        worker_timeout_sec=settings.worker_timeout_sec + settings.processing_interval_sec,
         named_streams=settings.event_streams(),
     )
 

@@ -438,6 +438,24 @@ def test_a_stream_that_came_as_another_key_went_is_found_some_searches_later(
     assert set(found) == expected
 
 
+def test_a_stream_that_went_and_came_back_between_two_searches_is_found_by_the_next(
+    crew: Crew, client: redis.Redis
+) -> None:
+    streams = names(3)
+    fill(client, streams)
+    reader = crew.join("one", discovery_interval_sec=2.0)
+    for _ in range(3):
+        crew.clocks["one"].now += 2.1
+        reader.read()
+    client.delete(streams[0])
+    for _ in range(3):
+        reader.read()  # finds it gone
+    expected = fill(client, streams[:1])
+    assert reader.read() == []
+    crew.clocks["one"].now += 2.1
+    assert set(ids(flat(read_all(reader, 1, reads=2)))) == expected
+
+
 def test_trimming_many_streams_lets_new_entries_come_between(
     workshop: Workshop, client: redis.Redis
 ) -> None:
