@@ -81,6 +81,24 @@ class Settings(QuerySettings, EdgeSettings, _DatabaseSettings):
         le=3_153_600_000,
         description="acknowledged entries older than this are trimmed; 0: never",
     )
+    quiet_poll_sec: float = Field(
+        2.0,
+        ge=0.05,
+        le=60,
+        description="with more than 500 streams, longest time until a quiet one is looked at again",
+    )
+    share_above_streams: int = Field(
+        64,
+        ge=0,
+        le=1_000_000,
+        description="with more streams than this workers share them out; up to it each reads all",
+    )
+    worker_timeout_sec: float = Field(
+        5.0,
+        ge=1,
+        le=300,
+        description="without a sign of life for this long a worker's streams go to the others",
+    )
 
     # Registry and rules
     unknown_series: AnyCaseUnknownSeries = Field(

@@ -64,6 +64,11 @@ class Entries(Sequence[Entry]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def weight(entries: Sequence[Entry]) -> int:
+    """How many bytes their fields have."""
+    return sum(len(part) for entry in entries for part in entry.fields)
+
+
 def blocks_of(entries: Sequence[Entry]) -> Sequence[Block]:
     """`entries` in blocks, in their order."""
     if isinstance(entries, Entries):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import redis
@@ -19,6 +19,7 @@ from settlement import Settler
 from streams import RawEntry, Streams
 
 ALONE_TRIES = 2
+LONGEST_LOOK_SEC = 0.05  # asking many streams whether anything is pending, before new entries are read
 
 
 class Recovery:
@@ -49,8 +50,10 @@ class Recovery:
         self._keys = Keys(group)
         self._claim = client.register_script(redis_scripts.CLAIM)
         self._try_alone = client.register_script(redis_scripts.TRY_ALONE)
+        self._pending = client.register_script(redis_scripts.PENDING)
         self._own_wanted = True
         self._own: dict[bytes, bytes] = {}  # streams whose own pending entries are to be read, from where
+        self._unasked: deque[Sequence[bytes]] = deque()  # streams to ask whether anything is pending
         self._sweep: deque[tuple[bytes, bytes]] = deque()  # streams to claim from, with the cursor
         self._next_sweep = 0.0
         self._suspects: dict[tuple[bytes, bytes], Entry] = {}
@@ -63,11 +66,8 @@ class Recovery:
     @property
     def due(self) -> bool:
         """Whether there is something to look for, so that nothing should be read ahead of it."""
-        return (
-            self._own_wanted
-            or bool(self._own or self._sweep or self._suspects)
-            or self._clock() >= self._next_sweep
-        )
+        under_way = self._own or self._sweep or self._unasked or self._suspects
+        return self._own_wanted or bool(under_way) or self._clock() >= self._next_sweep
 
     def next(self, budget: int) -> list[Entry]:
         """At most `budget` entries, or none when nothing is due. They are settled before the next call."""
@@ -79,7 +79,7 @@ class Recovery:
             entries = self._without_suspects(self._read_own(budget))
             if entries:
                 return entries
-        if not self._sweep and self._clock() >= self._next_sweep:
+        if not self._sweep:
             self._plan_sweep()
         while self._sweep and len(self._suspects) < max(1, budget):
             entries = self._without_suspects(self._claim_next(budget))
@@ -111,16 +111,18 @@ class Recovery:
         return self._with_deliveries(found)
 
     def _plan_sweep(self) -> None:
-        """Which streams have pending entries at all: asked in one round trip for each chunk."""
-        self._next_sweep = self._clock() + max(0.5, self._min_idle_sec / 2)
-        for chunk in chunks(self._streams.keys):
-            with self._client.pipeline(transaction=False) as pipe:
-                for stream in chunk:
-                    execute(pipe, "XPENDING", stream, self._group)
-                summaries = pipe.execute(raise_on_error=False)
-            for stream, summary in zip(chunk, summaries, strict=True):
-                if isinstance(summary, list) and summary[0]:
-                    self._sweep.append((stream, b"0-0"))
+        """Which streams of this worker's share have pending entries at all, of whichever consumer: asked a
+        chunk at a time, and not for longer than new entries should wait.
+        """
+        now = self._clock()
+        if not self._unasked and now >= self._next_sweep:
+            self._next_sweep = now + max(0.5, self._min_idle_sec / 2)
+            self._unasked.extend(chunks(self._streams.share))
+        while self._unasked and self._clock() - now <= LONGEST_LOOK_SEC:
+            chunk = self._unasked[0]
+            found = self._pending(keys=list(chunk), args=[self._group])
+            self._sweep.extend((chunk[number - 1], b"0-0") for number in found)
+            self._unasked.popleft()
 
     def _claim_next(self, budget: int) -> list[Entry]:
         """The next page of stale entries; the cursor is followed to its end."""

@@ -6,7 +6,6 @@ whatever they hold. A reader belongs to one thread.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -15,23 +14,24 @@ from time import monotonic
 import redis
 import structlog
 
-from ahead import Ahead, plan
-from entries import Block, Entries
+from ahead import Ahead
+from entries import Entries, weight
 from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
+from polling import Polling
 from recovery import Recovery
-from redis_client import CHUNK, is_world, is_wrong_type
+from redis_client import is_world, is_wrong_type
 from redis_line import Line
 from redis_scripts import Keys
 from retry import Patience, StopFlag
+from rounds import Rounds
 from schema import Entry, Outcome
 from settlement import Settler
+from sharing import Sharing
 from streams import Streams
 from trimming import Trimmer
 
-BLOCKING_STREAMS = 500  # with more, a blocked read makes every XADD that wakes it pay
 READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
-LONGEST_PAUSE_SEC = 0.25
 
 
 def _passes(error: BaseException) -> bool:
@@ -58,6 +58,9 @@ class ReaderOptions:
     discovery_interval_sec: float = 2.0
     max_deliveries: int = 5
     stream_retention_sec: int = 0
+    quiet_poll_sec: float = 2.0
+    share_above_streams: int = 64
+    worker_timeout_sec: float = 5.0
     named_streams: tuple[str, ...] = ()
 
 
@@ -89,8 +92,16 @@ class RedisReader:
         self._patience = Patience("redis", _passes, stop, stats)
         self._lease = Lease(client, keys.worker(options.consumer), token)
         upkeep = Lease(client, keys.upkeep, token)
-        self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms)
+        self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms, clock)
         self._settler = Settler(client, options.group, options.dead_letter_stream, stats, wall_ms)
+        self._sharing = Sharing(
+            client,
+            keys.alive(options.pattern),
+            options.consumer,
+            timeout_sec=options.worker_timeout_sec,
+            least=options.share_above_streams,
+            clock=clock,
+        )
         self._streams = Streams(
             client,
             group=options.group,
@@ -101,7 +112,9 @@ class RedisReader:
             stats=stats,
             clock=clock,
             named=options.named_streams,
+            share_of=self._sharing.share_of,
         )
+        polling = Polling(self._streams.ask, options.quiet_poll_sec, clock)
         self._recovery = Recovery(
             client,
             self._streams,
@@ -114,15 +127,11 @@ class RedisReader:
             clock=clock,
         )
         self._ahead = Ahead(Line(client), self._streams, self._settler)
-        self._asked_at = -inf  # when what is read ahead was asked for
-        self._asked_for = 0  # how many entries, at most
-        self._full = False  # the last read brought about as much as was asked for
-        self._busy: list[bytes] = []  # streams that had more than their share at the last read
-        self._position = 0  # where the next round over the streams begins
+        self._rounds = Rounds(self._streams, polling, self._ahead, stop, clock)
         self._budget = min(options.batch_size, 500)
+        self._asked_for = 0  # of what is read ahead, how many entries at most
+        self._backlog = False  # the last read brought about as much as was asked for
         self._readings_per_entry = 1.0
-        self._pause = 0.0
-        self._idle = False
         self._caught_up = -inf
         self._next_lease = self._next_trim = 0.0
 
@@ -149,6 +158,7 @@ class RedisReader:
             return False
         self._next_lease = self._clock() + TTL_SEC / 3
         self._patience.call(self._streams.discover)
+        self._patience.call(self._beat)  # not before: what others leave to this worker it must know
         return True
 
     def recover(self) -> list[Entry]:
@@ -159,7 +169,7 @@ class RedisReader:
         MAX_DELIVERIES comes alone, and after it has brought the process down twice like that it is
         dead-lettered as poison.
         """
-        if self._ahead.reading:
+        if self._rounds.under_way:
             return []  # what it brings comes first
         self._patience.call(self._ahead.confirm, in_hand=True)
         entries = self._patience.call(
@@ -174,10 +184,7 @@ class RedisReader:
 
         Waits for them no longer than `until`, by the clock.
         """
-        entries = self._patience.call(
-            lambda: self._take() if self._ahead.reading else self._read(until),
-            on_error=self._recovery.want_own,
-        )
+        entries = self._patience.call(lambda: self._read(until), on_error=self._recovery.want_own)
         self._stats.messages_read += len(entries)
         return entries
 
@@ -185,22 +192,15 @@ class RedisReader:
         """Have Redis get the next batch ready while this one is written, where there is a backlog and
         nothing else to do. Waits for nothing.
         """
-        now = self._clock()
-        due = min(self._streams.next_discovery, self._next_lease, self._next_trim or inf)
-        if not self._full or now >= due or self._recovery.due or self._stop.is_set():
-            return
-        streams = self._streams.keys
-        start = self._position % len(streams)
-        asked = plan(streams[start:] + streams[:start], self._busy, self._budget)
-        self._position = start + sum(len(one.streams) for one in asked if one.most == asked[0].most)
-        self._asked_at, self._asked_for = now, self._budget
-        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):  # `read` tells, and waits
-            self._ahead.read(asked)
+        due = self._recovery.due or self._clock() >= self._duty_at()
+        if self._backlog and not due and not self._stop.is_set():
+            self._asked_for = self._budget
+            self._rounds.ask_ahead(self._budget)
 
     @property
     def has_more(self) -> bool:
         """Whether `read` has something that was read ahead."""
-        return self._ahead.reading
+        return self._rounds.under_way
 
     def during_outage(self) -> None:
         """The database failed an attempt. An entry that is being tried alone is not to blame: this try does
@@ -233,133 +233,62 @@ class RedisReader:
         """
         if self._clock() >= self._next_lease:
             self._patience.call(self._keep_name)
-        if self._options.stream_retention_sec and self._clock() >= self._next_trim:
+        if self._clock() >= self._sharing.next_beat:
+            self._patience.call(self._beat)
+        due = self._options.stream_retention_sec and self._clock() >= self._next_trim
+        if due and self._patience.call(lambda: self._trimmer.trim(self._streams.keys)):
             self._next_trim = self._clock() + self._trimmer.interval_sec
-            self._patience.call(lambda: self._trimmer.trim(self._streams.keys))
 
     def finish(self) -> None:
         """Have everything that was settled certain."""
         self._patience.call(self._ahead.confirm, in_hand=True)
 
     def close(self) -> None:
-        """Give the name back. Pending entries stay for whoever takes it over."""
+        """Give the streams and the name back. Pending entries stay for whoever takes it over."""
         try:
             if self._lease.held:
+                self._sharing.leave()
                 self._lease.release()
         except redis.RedisError as error:
             structlog.get_logger().warning("consumer_name_not_released", error=type(error).__name__)
         self._ahead.close()
         self._client.close()
 
-    def _take(self) -> Sequence[Entry]:
-        """What was read ahead."""
-        found = self._ahead.take()
-        entries = Entries([block for _, blocks in found for block in blocks])
-        full = (block[0] for asked, blocks in found for block in blocks if len(block[1]) >= asked.most)
-        self._busy = list(dict.fromkeys(full))
-        self._note(entries, self._asked_at, self._asked_for)
-        return entries
-
     def _read(self, until: float) -> Sequence[Entry]:
-        if self._clock() >= self._streams.next_discovery:
-            self._streams.discover()
-        if not self._streams.keys:
-            longest = min(self._options.block_sec, self._options.discovery_interval_sec)
-            self._caught_up = self._clock()
-            self._stop.wait(max(0.0, min(longest, until - self._clock())))
-            return []
-        entries: Sequence[Entry] = []
-        # When it was asked, not answered: this process may be stopped between the answer and the clock.
-        asked = self._clock()
-        blocking = len(self._streams.keys) <= min(BLOCKING_STREAMS, self._budget)
-        if not (self._idle and blocking):
-            entries = self._read_round()
-        if not entries and not self._stop.is_set():
-            if blocking:
-                entries, asked = self._block(until)
-            else:
-                entries = self._rest()
-        self._note(entries, asked, self._budget)
-        return entries
-
-    def _note(self, entries: Sequence[Entry], asked_at: float, asked_for: int) -> None:
-        """What a read has brought says how the next ones are made."""
-        self._idle = not entries
-        if len(entries) < asked_for:
-            self._caught_up = asked_at
-        self._full = len(entries) >= asked_for // 2
+        budget = self._budget
+        if self._rounds.under_way:
+            budget = self._asked_for
+            entries, asked = self._rounds.take()
+        else:
+            if self._clock() >= self._streams.next_discovery:
+                self._streams.discover()
+            entries, asked = self._rounds.read(budget, self._next_due(until))
+        if len(entries) < budget:
+            self._caught_up = max(self._caught_up, asked)
+        self._backlog = len(entries) >= budget // 2
         self._adapt(entries)
+        return entries
 
     @property
     def caught_up_at(self) -> float:
-        """Until when, by the clock, everything there was has been read; minus infinity before the first."""
-        return self._caught_up
-
-    def _read_round(self) -> Sequence[Entry]:
-        """Every stream gets its equal share; then those that had more share what is left."""
-        streams = self._streams.keys
-        start = self._position % len(streams)
-        blocks, busy, done = self._fetch_round(streams[start:] + streams[:start], self._budget)
-        self._position = start + done
-        self._busy = busy
-        entries = Entries(blocks)
-        while busy and len(entries) < self._budget:
-            more, busy, _ = self._fetch_round(busy, self._budget - len(entries))
-            if not more:
-                break
-            entries = Entries([*entries.blocks, *more])
-        return entries
-
-    def _fetch_round(self, streams: Sequence[bytes], budget: int) -> tuple[list[Block], list[bytes], int]:
-        """Along `streams` as far as `budget` entries reach: the entries, who had more, how far it went.
-
-        COUNT counts for each stream, so streams times COUNT is kept within the budget.
+        """Until when, by the clock, everything there was has been read, by this worker or by those that it
+        shares the streams with; minus infinity before the first.
         """
-        count = max(1, budget // len(streams))
-        blocks: list[Block] = []
-        busy: list[bytes] = []
-        done = found = 0
-        while done < len(streams) and found < budget:
-            width = min(CHUNK, max(1, (budget - found) // count))
-            chunk = streams[done : done + width]
-            for block in self._streams.read(chunk, [b">"] * len(chunk), count):
-                blocks.append(block)
-                size = len(block[1])
-                found += size
-                if size >= count:
-                    busy.append(block[0])
-            done += len(chunk)
-        return blocks, busy, done
+        return min(self._caught_up, self._sharing.others_caught_up())
 
-    def _block(self, until: float) -> tuple[Sequence[Entry], float]:
-        """Few streams: one blocking read over all of them, not beyond what is due next.
+    def _next_due(self, until: float) -> float:
+        """Until when a read may wait at most: `until`, or what is due next, or BATCH_TIMEOUT_SEC."""
+        return min(until, self._duty_at(), self._clock() + self._options.block_sec)
 
-        Answers also until when there was nothing but these: an empty reply speaks for all of its wait.
-        """
-        streams = self._streams.keys
-        now = self._clock()
-        until = min(until, self._streams.next_discovery, self._next_lease, now + self._options.block_sec)
-        count = max(1, self._budget // len(streams))
-        wait_ms = max(1, int((until - now) * 1000))
-        entries = Entries(self._streams.read(streams, [b">"] * len(streams), count, wait_ms))
-        return entries, now if entries else min(now + wait_ms / 1000, self._clock())
-
-    def _rest(self) -> list[Entry]:
-        """Many streams: a pause that grows while nothing comes."""
-        self._pause = min(LONGEST_PAUSE_SEC, 2 * self._pause or 0.01)
-        self._stop.wait(self._pause)
-        return []
+    def _duty_at(self) -> float:
+        """When something other than reading is due, by the clock."""
+        return min(self._streams.next_discovery, self._sharing.next_beat, self._next_lease)
 
     def _adapt(self, entries: Sequence[Entry]) -> None:
         """Read more when reads come back full, less when they are heavy or entries hold many readings."""
         if not entries:
             return
-        self._pause = 0.0
-        size = (
-            entries.weight()
-            if isinstance(entries, Entries)
-            else sum(len(one) for entry in entries for one in entry.fields)
-        )
+        size = entries.weight() if isinstance(entries, Entries) else weight(entries)
         budget = self._budget
         if size > READ_BYTES:
             budget = len(entries) * READ_BYTES // size
@@ -367,6 +296,10 @@ class RedisReader:
             budget *= 2
         ceiling = int(self._options.batch_size / self._readings_per_entry)
         self._budget = max(1, min(budget, ceiling))
+
+    def _beat(self) -> None:
+        if self._sharing.beat(self._caught_up):
+            self._streams.divide()
 
     def _keep_name(self) -> None:
         try:

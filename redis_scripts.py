@@ -85,39 +85,79 @@ return 0
 """
 )
 
-# KEYS: stream, ledger. ARGV: group, fates…  Makes the group from the stream's first entry. Returns 1 when
-# it was made, 0 when it was there, -1 when the stream is gone or is another type. A group made anew
-# starts new books for the stream: what was counted before moves to `closed:`. `base:` is how many entries
-# had been trimmed before the group existed; with it as ENTRIESREAD, the server's own count of reads and
-# its lag are exact from the first entry on.
-MAKE_GROUP = (
+# KEYS: ledger, streams. ARGV: group, fates…  Makes the group from each stream's first entry. Returns for
+# each stream 1 when it was made, 0 when it was there, -1 when the stream is gone or is another type. A
+# group made anew starts new books for the stream: what was counted before moves to `closed:`. `base:` is
+# how many entries had been trimmed before the group existed; with it as ENTRIESREAD, the server's own count
+# of reads and its lag are exact from the first entry on. A group that is there, as nearly all are when a
+# worker starts, is known by the cheapest command that needs it.
+MAKE_GROUPS = (
     _FLAGS
     + """
-local stream, ledger, group = KEYS[1], KEYS[2], ARGV[1]
-local info = redis.pcall('XINFO', 'STREAM', stream)
-if info.err then return -1 end
-local added, length = 0, 0
-for i = 1, #info, 2 do
-    if info[i] == 'entries-added' then added = info[i + 1] end
-    if info[i] == 'length' then length = info[i + 1] end
+local ledger, group = KEYS[1], ARGV[1]
+local function make(stream)
+    if not redis.pcall('XPENDING', stream, group).err then return 0 end
+    local info = redis.pcall('XINFO', 'STREAM', stream)
+    if info.err then return -1 end
+    local added, length = 0, 0
+    for i = 1, #info, 2 do
+        if info[i] == 'entries-added' then added = info[i + 1] end
+        if info[i] == 'length' then length = info[i + 1] end
+    end
+    local base = added - length
+    redis.call('XGROUP', 'CREATE', stream, group, '0', 'ENTRIESREAD', base)
+    for i = 2, #ARGV do
+        local field = ARGV[i] .. ':' .. stream
+        local before = redis.call('HGET', ledger, field)
+        if before then
+            redis.call('HDEL', ledger, field)
+            redis.call('HINCRBY', ledger, 'closed:' .. ARGV[i], before)
+        end
+    end
+    redis.call('HDEL', ledger, 'base:' .. stream)
+    if base > 0 then redis.call('HSET', ledger, 'base:' .. stream, base) end
+    return 1
 end
-local base = added - length
-local made = redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'ENTRIESREAD', base)
-if type(made) == 'table' and made.err then
-    if string.find(made.err, 'BUSYGROUP') then return 0 end
-    return redis.error_reply(made.err)
+local made = {}
+for i = 2, #KEYS do made[i - 1] = make(KEYS[i]) end
+return made
+"""
+)
+
+# KEYS: streams. ARGV: group. Which of them, by their numbers from 1, have pending entries.
+PENDING = """
+local found = {}
+for i, stream in ipairs(KEYS) do
+    local pending = redis.pcall('XPENDING', stream, ARGV[1])
+    if not pending.err and pending[1] > 0 then found[#found + 1] = i end
 end
-for i = 2, #ARGV do
-    local field = ARGV[i] .. ':' .. stream
-    local before = redis.call('HGET', ledger, field)
-    if before then
-        redis.call('HDEL', ledger, field)
-        redis.call('HINCRBY', ledger, 'closed:' .. ARGV[i], before)
+return found
+"""
+
+# KEYS: signs of life. ARGV: worker, ms after which one counts as gone, for how many ms it has not read all
+# of its share, or ''. Shows that this worker lives, forgets who does not, and returns of each that lives
+# its name and for how many ms it has not read all of its share, or ''. By the server's clock; a sign from
+# the future is one from before that clock was put back.
+BEAT = (
+    _FLAGS
+    + """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function digits(number) return string.format('%.0f', number) end
+local caught_up = ARGV[3] ~= '' and digits(now - ARGV[3]) or ''
+redis.call('HSET', KEYS[1], ARGV[1], digits(now) .. ' ' .. caught_up)
+redis.call('PEXPIRE', KEYS[1], 10 * ARGV[2])
+local alive, known = {}, redis.call('HGETALL', KEYS[1])
+for i = 1, #known, 2 do
+    local beat, until_ = string.match(known[i + 1], '^(%d+) (%d*)$')
+    if not beat or math.abs(now - beat) > tonumber(ARGV[2]) then
+        redis.call('HDEL', KEYS[1], known[i])
+    else
+        alive[#alive + 1] = known[i]
+        alive[#alive + 1] = until_ ~= '' and digits(math.max(0, now - until_)) or ''
     end
 end
-redis.call('HDEL', ledger, 'base:' .. stream)
-if base > 0 then redis.call('HSET', ledger, 'base:' .. stream, base) end
-return 1
+return alive
 """
 )
 
@@ -203,6 +243,11 @@ class Keys:
         self.alone = f"sluice:{group}:alone"
         self.upkeep = f"sluice:{group}:upkeep"
         self._worker = f"sluice:{group}:worker:"
+        self._alive = f"sluice:{group}:alive:"
+
+    def alive(self, pattern: str) -> str:
+        """Where workers that look for the same streams show that they live."""
+        return self._alive + pattern
 
     def worker(self, consumer: str) -> str:
         return self._worker + consumer

@@ -11,17 +11,21 @@ from redis.exceptions import ResponseError
 
 import redis_scripts
 from metrics import Stats
-from redis_client import chunks, execute
+from redis_client import chunks, execute, execute_packed, packed
 from redis_scripts import Keys
 from schema import Fate
 
 RawEntry = list[Any]
+GROUPS_AT_ONCE = 100  # made by one script: more would hold up other clients
+LONGEST_TRUST = 15  # searches that may be left out in a row while Redis holds as many keys as before
 
 
 class Streams:
     """The streams that match a pattern and those that are named, sorted, each with its group made.
 
-    `named` need neither exist nor match. Raises redis errors as they come; the reader retries.
+    `named` need neither exist nor match. `share_of` answers which of the others this worker reads; the
+    named ones everybody reads, since not everybody need know of them. Raises redis errors as they come; the
+    reader retries.
     """
 
     def __init__(
@@ -36,8 +40,10 @@ class Streams:
         stats: Stats,
         clock: Callable[[], float],
         named: Sequence[str] = (),
+        share_of: Callable[[Sequence[bytes]], list[bytes]] = list,
     ) -> None:
-        self.keys: list[bytes] = []
+        self.keys: list[bytes] = []  # all of them
+        self.share: list[bytes] = []  # those that this worker reads; a new list whenever they are others
         self.heals = 0  # how often a read found a group or a stream gone, and so delivered nothing
         self._client = client
         self._group = group
@@ -48,11 +54,13 @@ class Streams:
         self._stats = stats
         self._clock = clock
         self._ledger = Keys(group).ledger
+        self._share_of = share_of
         self._known: set[bytes] = set()
         self._named = [name.encode() for name in named]
         self._other_type: set[bytes] = set()  # named keys of which it was said that they are no streams
-        self._next_scan = self._next_look = 0.0
-        self._make_group = client.register_script(redis_scripts.MAKE_GROUP)
+        self._next_scan = self._next_look = self._trusted_until = 0.0
+        self._size = -1  # how many keys Redis held before the last search
+        self._script = client.register_script(redis_scripts.MAKE_GROUPS)
 
     @property
     def next_discovery(self) -> float:
@@ -73,14 +81,22 @@ class Streams:
         """SCAN for what matches the pattern; the dead-letter stream usually does too and is left out.
 
         The pause until the next search grows with what a search costs, so that a million keys do not keep
-        Redis busy.
+        Redis busy; and while there are as many keys as before a search is left out, a number of times: one
+        may have gone as another came.
         """
         began = self._clock()
+        size = self._client.dbsize()
+        if size == self._size and began < self._trusted_until:
+            self._next_scan = began + self._interval_sec
+            return
         scan = self._client.scan_iter(match=self._pattern, count=1000, _type="stream")
         left_out = {self._dead_letters, *self._named}
-        self._replace(self._known - set(self._named), {key for key in scan if key not in left_out})
+        found = {key for key in scan if key not in left_out}
         took = self._clock() - began
+        self._replace(self._known - set(self._named), found)
         self._next_scan = self._clock() + max(self._interval_sec, 20 * took)
+        self._trusted_until = self._clock() + LONGEST_TRUST * self._interval_sec
+        self._size = size
 
     def _look(self) -> None:
         """Ask for the named keys: one round trip, however long a search for the others takes."""
@@ -110,6 +126,7 @@ class Streams:
         gone = set(streams) - usable
         structlog.get_logger().warning("groups_healed", streams=len(usable), gone=len(gone))
         if gone:
+            self._size = -1  # it may come back before anybody counts: search, however many keys there are
             self._set(self._known - gone)
 
     def read(
@@ -120,8 +137,19 @@ class Streams:
         block_ms: int | None = None,
     ) -> list[tuple[bytes, list[RawEntry]]]:
         """XREADGROUP over `streams`; (stream, entries) of those that had any. COUNT is for each stream."""
+        return self._mended(
+            lambda: execute(self._client, *self.command(streams, ids, count, block_ms)), streams
+        )
+
+    def read_packed(self, command: bytes, streams: Sequence[bytes]) -> list[tuple[bytes, list[RawEntry]]]:
+        """As `read`, with the `command` that `ask` made of `streams`."""
+        return self._mended(lambda: execute_packed(self._client, command), streams)
+
+    def _mended(
+        self, read: Callable[[], Any], streams: Sequence[bytes]
+    ) -> list[tuple[bytes, list[RawEntry]]]:
         try:
-            reply = execute(self._client, *self.command(streams, ids, count, block_ms))
+            reply = read()
         except ResponseError as error:
             self.mend(error, streams)
             return []
@@ -143,15 +171,27 @@ class Streams:
             raise error
         self.heal(streams)
 
+    def ask(self, streams: Sequence[bytes]) -> bytes:
+        """The command that reads one entry of each of `streams`, ready to be sent as often as need be: to
+        put it together would take more time than all else.
+        """
+        return packed(*self.command(streams, [b">"] * len(streams), 1))
+
+    def divide(self) -> None:
+        """Find out anew which streams this worker reads: workers have come or gone."""
+        if self._named:
+            named = self._known & set(self._named)
+            others = [stream for stream in self.keys if stream not in named]
+            self.share = sorted([*self._share_of(others), *named])
+        else:
+            self.share = self._share_of(self.keys)
+
     def _make_groups(self, streams: Sequence[bytes]) -> set[bytes]:
         """The streams that now have the group; those that vanished meanwhile are left out."""
         usable: set[bytes] = set()
         args = [self._group, *(fate.value for fate in Fate)]
-        for chunk in chunks(streams):
-            with self._client.pipeline(transaction=False) as pipe:
-                for stream in chunk:
-                    self._make_group(keys=[stream, self._ledger], args=args, client=pipe)
-                made = pipe.execute()
+        for chunk in chunks(streams, GROUPS_AT_ONCE):
+            made = self._script(keys=[self._ledger, *chunk], args=args)
             usable.update(stream for stream, answer in zip(chunk, made, strict=True) if answer >= 0)
         return usable
 
@@ -159,3 +199,4 @@ class Streams:
         self._known = known
         self.keys = sorted(known)
         self._stats.streams = len(self.keys)
+        self.divide()

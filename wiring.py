@@ -60,6 +60,10 @@ def reader_options(settings: Settings) -> ReaderOptions:
         discovery_interval_sec=settings.discovery_interval_sec,
         max_deliveries=settings.max_deliveries,
         stream_retention_sec=settings.stream_retention_sec,
+        quiet_poll_sec=settings.quiet_poll_sec,
+        share_above_streams=settings.share_above_streams,
+        # a worker that pauses between batches lives
+        worker_timeout_sec=settings.worker_timeout_sec + settings.processing_interval_sec,
         named_streams=settings.event_streams(),
     )
 

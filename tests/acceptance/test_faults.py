@@ -19,8 +19,9 @@ DEVICES = 20
 class Source:
     """Producers' side: adds numbered readings for as long as it is told, through outages of Redis."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, devices: int = DEVICES) -> None:
         self._url = url
+        self._devices = devices
         self.acknowledged = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -48,11 +49,12 @@ class Source:
             self._stop.wait(0.01)
         client.close()
 
-    @staticmethod
-    def _add(client: redis.Redis, n: int) -> None:
+    def _add(self, client: redis.Redis, n: int) -> None:
         fields = ("value", str(n), "timestamp", str(1_767_225_600 + n))
         try:
-            redis_client.execute(client, "XADD", f"mqtt_stream:dev-{n % DEVICES}:t", f"{n + 1}-1", *fields)
+            redis_client.execute(
+                client, "XADD", f"mqtt_stream:dev-{n % self._devices}:t", f"{n + 1}-1", *fields
+            )
         except redis.ResponseError as error:
             if "equal or smaller" not in str(error):
                 raise
