@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from query import collector_pb2 as pb
-from query.queries import AlertRow, Bucket, Latest, RawPoint
+from query.queries import AlertRow, Arrival, Bucket, Latest, RawPoint
 from thresholds import Kind, Severity, Status
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -93,14 +93,12 @@ def alerts(rows: Iterable[AlertRow], total: int) -> pb.GetAlertsResponse:
     return pb.GetAlertsResponse(items=[alert(row) for row in rows], total=total)
 
 
-def streamed(
-    device_id: str, sensor: str, time: datetime, measured: float | str, *, skipped: bool
-) -> pb.StreamReadingsResponse:
+def streamed(device_id: str, sensor: str, one: Arrival, *, skipped: bool) -> pb.StreamReadingsResponse:
     answer = pb.StreamReadingsResponse(
-        device_id=device_id, key=sensor, time=timestamp(time), skipped=skipped
+        device_id=device_id, key=sensor, time=timestamp(one.time), skipped=skipped
     )
-    if isinstance(measured, str):
-        answer.text = measured
+    if one.value is None:
+        answer.text = one.text or ""
     else:
-        answer.value = measured
+        answer.value = one.value
     return answer

@@ -1,4 +1,4 @@
-"""Single readings: the newest of each series of a device, those of a range, those newer than a time.
+"""Single readings: the newest of each series of a device, those of a range.
 
 Only numbers are answered; states (`value_text`) are passed over. Bounds in time are literals: whatever the
 session prepares, partitions and chunks outside of them are neither planned nor locked.
@@ -61,16 +61,6 @@ _RAW = sql.SQL(
     where device_id = %(device)s {chosen} and "timestamp" >= {start} and "timestamp" < {end}
       and value is not null
     order by sensor_type, "timestamp", message_id limit %(most)s
-    """
-)
-# Those of the last time are answered together, or the rest of them would be missed by whoever goes on from
-# there.
-_SINCE = sql.SQL(
-    """
-    select "timestamp", value from {table}
-    where device_id = %(device)s and sensor_type = %(sensor)s and "timestamp" > {after}
-      and value is not null
-    order by "timestamp" fetch first %(most)s rows with ties
     """
 )
 _CHOSEN = sql.SQL("and sensor_type = any(%(sensors)s::text[])")
@@ -162,25 +152,6 @@ def raw(
     for sensor, time, value in connection.execute(query, asked, binary=True):
         found.setdefault(sensor, []).append(RawPoint(time.astimezone(UTC), value))
     return found
-
-
-def since(
-    connection: psycopg.Connection[Any],
-    device_id: str,
-    sensor: str,
-    after_time: datetime,
-    limit: int,
-    *,
-    table: str = TABLE,
-) -> list[RawPoint]:
-    """The oldest `limit` numbers of a series that were measured after a time, in order of time.
-
-    More than `limit` only where several share the last time, so that going on after the last point's time
-    leaves out nothing that is stored by then. What is stored later with an older time is not found so.
-    """
-    query = _SINCE.format(table=sql.Identifier(table), after=sql.Literal(after_time))
-    asked = {"device": device_id, "sensor": sensor, "most": limit}
-    return [RawPoint(time.astimezone(UTC), value) for time, value in connection.execute(query, asked)]
 
 
 def chosen(sensors: Iterable[str]) -> sql.SQL:
