@@ -22,6 +22,7 @@ format: ## put the code into its form
 bench: ## throughput of a worker beside the COPY limit, of a bridge beside paho (needs mosquitto)
 	$(python) -m benchmarks.throughput
 	$(python) -m benchmarks.bridge
+	$(python) -m benchmarks.reading --rows 900000 --rounds 3 --entries 50000
 
 proto: ## make the stubs of query/collector.proto anew
 	$(python) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. query/collector.proto
