@@ -66,6 +66,7 @@ class QueryServer:
             options.database_url, options.workers, options.timeout_sec, lambda: self._pulse.answers
         )
         self._following = Following(options.database_url, stop, Stats(), self.hub.hear)
+        self._threads: ThreadPoolExecutor | None = None
         self.port: int | None = None
 
     def run(self) -> None:
@@ -107,8 +108,9 @@ class QueryServer:
     def _listen(self) -> grpc.Server:
         options = self._options
         most = options.workers * (1 + WAITING_PER_WORKER) + options.most_streams + SPARE + 2 * BESIDE
+        self._threads = ThreadPoolExecutor(most, "call")
         server = grpc.server(
-            ThreadPoolExecutor(most, "call"),
+            self._threads,
             interceptors=[
                 AccessInterceptor(Access(options.token, options.delete_token)),
                 SilenceInterceptor(self._silence, SERVICE),
@@ -145,6 +147,8 @@ class QueryServer:
         self.hub.stop()
         ended.wait()
         self._calls.close()
+        if self._threads is not None:  # gRPC leaves them waiting for more
+            self._threads.shutdown(wait=False)
         structlog.get_logger().info("query_stopped")
 
     def _guard(self, work: Callable[[], None]) -> None:
