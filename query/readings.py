@@ -80,20 +80,27 @@ def sensors(connection: psycopg.Connection[Any], device_id: str) -> list[str]:
     return [sensor for (sensor,) in connection.execute(_SENSORS, {"device": device_id})]
 
 
-def latest(connection: psycopg.Connection[Any], device_id: str, *, table: str = TABLE) -> list[Latest]:
+def latest(
+    connection: psycopg.Connection[Any],
+    device_id: str,
+    *,
+    table: str = TABLE,
+    seen: datetime | None = None,
+) -> list[Latest]:
     """The newest number of every registered series of a device, in order of their names.
 
     Of the table, not of the registry, which may be a minute behind. Of several readings of the same time
     the one with the highest message id. A series without a number among its `NEWEST_CONSIDERED` newest
-    readings is left out.
+    readings is left out. `seen`: the time of a reading of the device, if the caller knows of a late one: it
+    saves asking the registry where to begin, and changes nothing in the answer.
     """
-    row = connection.execute(_NEWEST_KNOWN, {"device": device_id}).fetchone()
-    if row is None:
-        return []
+    if seen is None:
+        row = connection.execute(_NEWEST_KNOWN, {"device": device_id}).fetchone()
+        seen = row[0] if row else None
     found: dict[str, Latest] = {}
     missing: list[str] | None = None
-    if row[0] is not None:
-        within = sql.SQL('and r."timestamp" >= {}').format(sql.Literal(row[0] - _FIRST_LOOK))
+    if seen is not None:
+        within = sql.SQL('and r."timestamp" >= {}').format(sql.Literal(seen - _FIRST_LOOK))
         found, missing = _newest(connection, table, device_id, None, within)
     if missing is None or missing:
         # Quiet for longer than the others, of states, or registered and never heard of.

@@ -140,12 +140,15 @@ def test_the_latest_are_the_newest_rows_of_the_table_however_far_behind_the_regi
     for last_time in known:
         connection.execute(f"update series set last_time = {last_time}".encode())
         assert queries.latest(connection, "d") == expected, last_time
+    for seen in (T0 - 400 * DAY, T0 - 2 * DAY, T0, T0 + 5 * DAY):
+        assert queries.latest(connection, "d", seen=seen) == expected, seen
     assert queries.sensors(connection, "d") == [
         *(row.sensor for row in expected[:3]),
         "state",
         "state since",
     ]
     assert queries.latest(connection, "nobody") == []
+    assert queries.latest(connection, "nobody", seen=T0) == []
     assert queries.sensors(connection, "nobody") == []
 
 

@@ -93,6 +93,10 @@ def test_the_newest_number_of_each_series_is_answered(database: Database, served
         ("humidity", 55.0, stamp(3)),
         ("temperature", 21.5, stamp(2)),
     ]
+    store(database, [at(4, 22.0)])
+    database.rows("delete from sensor_readings where sensor_type = 'humidity'")
+    answer = served.call("GetLatestReadings", KITCHEN)
+    assert [(one.key, one.value, one.time) for one in answer.readings] == [("temperature", 22.0, stamp(4))]
     nobody = served.call("GetLatestReadings", pb.GetLatestReadingsRequest(device_id="nobody"))
     assert list(nobody.readings) == []
 
