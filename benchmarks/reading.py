@@ -303,6 +303,8 @@ def measure(url: str, redis_url: str, home: Path, chosen: argparse.Namespace) ->
     began = time.perf_counter()
     rows = reading_data.load(url, chosen.rows, end)
     print(f"{rows:,} readings of {STREAMS:,} series in {time.perf_counter() - began:.0f} s", flush=True)
+    if seconds := reading_data.roll_up(url, redis_url, home, end):
+        print(f"summed up by minute, hour and day in {seconds:.0f} s", flush=True)
     with (
         service(url, home) as address,
         grpc.insecure_channel(address) as channel,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 import database
 from partitions import Partitions
+from standalone.children import Child
 
 DAYS = 90
 DEVICES, SENSORS = 100, 10
@@ -31,6 +36,8 @@ _REGISTER = """
     from generate_series(0, 999) as s
     on conflict do nothing
 """
+
+_ROLLED = "select coalesce(bool_or(rolled_before >= %s and target is null), false) from rollup_state"
 
 
 def device(number: int) -> str:
@@ -69,6 +76,32 @@ def rollups(connection: psycopg.Connection[tuple[object, ...]]) -> list[str]:
         for name in _ROLLUPS
         if connection.execute("select to_regclass(%s) is not null", [name]).fetchone() == (True,)
     ]
+
+
+def roll_up(url: str, redis_url: str, home: Path, end: datetime) -> float:
+    """Seconds until the rollups hold all readings before `end`: by a worker that has nothing else to do, or
+    by TimescaleDB. 0 where there are no rollups.
+    """
+    began = time.perf_counter()
+    with psycopg.connect(url, autocommit=True) as connection:
+        there = rollups(connection)
+        if not there:
+            return 0.0
+        if _is_hypertable(connection):
+            for name in there:
+                connection.execute("call refresh_continuous_aggregate(%s, null, %s)", [name, end])
+        else:
+            worker = Child("worker", home, os.environ | {"DATABASE_URL": url, "REDIS_URL": redis_url})
+            try:
+                while connection.execute(_ROLLED, [end]).fetchone() != (True,):
+                    if not worker.running:
+                        raise SystemExit(f"the worker ended: {worker.said()[-2000:]}")
+                    time.sleep(0.2)
+            finally:
+                worker.end()
+        for name in there:
+            connection.execute(sql.SQL("vacuum (analyze) {}").format(sql.Identifier(name)))
+    return time.perf_counter() - began
 
 
 def midnight() -> datetime:
