@@ -24,6 +24,7 @@ bench: ## the short form of every benchmark of a worker, and one table
 
 bench-bridge: ## a bridge beside paho (needs mosquitto)
 	$(python) -m benchmarks.bridge
+	$(python) -m benchmarks.reading --rows 900000 --rounds 3 --entries 50000
 
 profile: ## where a worker's processor time goes, by stage
 	$(python) -m benchmarks.profile

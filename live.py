@@ -32,7 +32,8 @@ class News(NamedTuple):
     """The newest reading of a series among those that one transaction has stored.
 
     `timestamp_us` is microseconds since 1970 UTC. The table may hold a newer one: compare. Where neither
-    value is given, the text is longer than MAX_TEXT: fetch it.
+    value is given, the text is longer than MAX_TEXT: fetch it. `span_us`: how much older than this one the
+    oldest is that the transaction has stored of the series.
     """
 
     device_id: str
@@ -40,6 +41,7 @@ class News(NamedTuple):
     timestamp_us: int
     value: float | None = None
     value_text: str | None = None
+    span_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +73,27 @@ def payloads(stored: Sequence[Reading]) -> list[str]:
     """
     if not stored:
         return []
-    newest = {(reading[0], reading[1]): reading for reading in stored}
-    said = _packed(_READINGS, (_row(reading) for reading in newest.values()))
+    last = {(reading[0], reading[1]): number for number, reading in enumerate(stored)}
+    said = _packed(_READINGS, _rows(stored, last.values()))
     if said is None:
-        said = _packed(_SERIES, newest)
+        said = _packed(_SERIES, last)
     return [MANY] if said is None else said
 
 
-def _row(reading: Reading) -> tuple[object, ...]:
-    text = reading.value_text
-    if text is not None and len(text) > MAX_TEXT:
-        text = None
-    return reading.device_id, reading.sensor_type, reading.timestamp_us, reading.value, text
+def _rows(stored: Sequence[Reading], last: Iterable[int]) -> Iterator[tuple[object, ...]]:
+    """One for each series, of which `last` has the number of its newest reading: its oldest comes right
+    after the newest of the series before.
+    """
+    first = 0
+    for number in last:
+        reading = stored[number]
+        text = reading.value_text
+        if text is not None and len(text) > MAX_TEXT:
+            text = None
+        row = reading.device_id, reading.sensor_type, reading.timestamp_us, reading.value, text
+        span_us = reading.timestamp_us - stored[first].timestamp_us
+        yield (*row, span_us) if span_us else row
+        first = number + 1
 
 
 def _packed(head: bytes, rows: Iterable[object]) -> list[str] | None:
@@ -114,12 +125,23 @@ def _parts(rows: Iterable[object], room: int) -> Iterator[list[bytes]]:
         yield part
 
 
+_Micros = Annotated[int, msgspec.Meta(ge=0, le=_LATEST_US)]
+
+
+class _Row(msgspec.Struct, array_like=True):
+    """As `_rows` makes it."""
+
+    device_id: str
+    sensor_type: str
+    timestamp_us: _Micros
+    value: float | None
+    value_text: str | None
+    span_us: _Micros = 0
+
+
 class _Payload(msgspec.Struct):
     v: int
-    readings: (
-        list[tuple[str, str, Annotated[int, msgspec.Meta(ge=0, le=_LATEST_US)], float | None, str | None]]
-        | None
-    ) = None
+    readings: list[_Row] | None = None
     series: list[Series] | None = None
 
 
@@ -137,7 +159,7 @@ def understood(payload: str) -> Told:
     if "\\u0000" in payload and _holds_nul(found):
         return Many()
     if found.readings is not None:
-        return Newest(tuple(News(*row) for row in found.readings))
+        return Newest(tuple(News(*msgspec.structs.astuple(row)) for row in found.readings))
     if found.series is not None:
         return Touched(tuple(found.series))
     return Many()
@@ -145,5 +167,6 @@ def understood(payload: str) -> Told:
 
 def _holds_nul(found: _Payload) -> bool:
     """No name or text that is stored does, and PostgreSQL takes none as a parameter."""
-    rows: list[tuple[object, ...]] = [*(found.readings or ()), *(found.series or ())]
+    rows: list[tuple[object, ...]] = [*map(msgspec.structs.astuple, found.readings or ())]
+    rows += found.series or ()
     return any("\0" in one for row in rows for one in row if isinstance(one, str))

@@ -9,28 +9,36 @@ psycopg errors as they come, `DataError` also for a name with a NUL. Times are a
 from __future__ import annotations
 
 from query.alerts import AlertFilter, AlertRow, alert_counts, alerts, resolve_alert
+from query.arrivals import EVER, NEVER, Arrival, Known, Wanted, arrivals, known, stored_now
 from query.buckets import Bucket, BucketKind, bucket_count, buckets, first_bucket, kind_of
 from query.deletion import alerts_left, delete_readings
-from query.readings import Latest, RawPoint, latest, raw, sensors, since
+from query.readings import Latest, RawPoint, latest, raw, sensors
 
 __all__ = [
+    "EVER",
+    "NEVER",
     "AlertFilter",
     "AlertRow",
+    "Arrival",
     "Bucket",
     "BucketKind",
+    "Known",
     "Latest",
     "RawPoint",
+    "Wanted",
     "alert_counts",
     "alerts",
     "alerts_left",
+    "arrivals",
     "bucket_count",
     "buckets",
     "delete_readings",
     "first_bucket",
     "kind_of",
+    "known",
     "latest",
     "raw",
     "resolve_alert",
     "sensors",
-    "since",
+    "stored_now",
 ]

@@ -1,4 +1,4 @@
-"""Single readings: the newest of each series of a device, those of a range, those newer than a time.
+"""Single readings: the newest of each series of a device, those of a range.
 
 Only numbers are answered; states (`value_text`) are passed over. Bounds in time are literals: whatever the
 session prepares, partitions and chunks outside of them are neither planned nor locked.
@@ -63,16 +63,6 @@ _RAW = sql.SQL(
     order by sensor_type, "timestamp", message_id limit %(most)s
     """
 )
-# Those of the last time are answered together, or the rest of them would be missed by whoever goes on from
-# there.
-_SINCE = sql.SQL(
-    """
-    select "timestamp", value from {table}
-    where device_id = %(device)s and sensor_type = %(sensor)s and "timestamp" > {after}
-      and value is not null
-    order by "timestamp" fetch first %(most)s rows with ties
-    """
-)
 _CHOSEN = sql.SQL("and sensor_type = any(%(sensors)s::text[])")
 # Named from the registry where the caller names none: before PostgreSQL 18 the primary key finds a range of
 # time only within a series.
@@ -90,20 +80,27 @@ def sensors(connection: psycopg.Connection[Any], device_id: str) -> list[str]:
     return [sensor for (sensor,) in connection.execute(_SENSORS, {"device": device_id})]
 
 
-def latest(connection: psycopg.Connection[Any], device_id: str, *, table: str = TABLE) -> list[Latest]:
+def latest(
+    connection: psycopg.Connection[Any],
+    device_id: str,
+    *,
+    table: str = TABLE,
+    seen: datetime | None = None,
+) -> list[Latest]:
     """The newest number of every registered series of a device, in order of their names.
 
     Of the table, not of the registry, which may be a minute behind. Of several readings of the same time
     the one with the highest message id. A series without a number among its `NEWEST_CONSIDERED` newest
-    readings is left out.
+    readings is left out. `seen`: the time of a reading of the device, if the caller knows of a late one: it
+    saves asking the registry where to begin, and changes nothing in the answer.
     """
-    row = connection.execute(_NEWEST_KNOWN, {"device": device_id}).fetchone()
-    if row is None:
-        return []
+    if seen is None:
+        row = connection.execute(_NEWEST_KNOWN, {"device": device_id}).fetchone()
+        seen = row[0] if row else None
     found: dict[str, Latest] = {}
     missing: list[str] | None = None
-    if row[0] is not None:
-        within = sql.SQL('and r."timestamp" >= {}').format(sql.Literal(row[0] - _FIRST_LOOK))
+    if seen is not None:
+        within = sql.SQL('and r."timestamp" >= {}').format(sql.Literal(seen - _FIRST_LOOK))
         found, missing = _newest(connection, table, device_id, None, within)
     if missing is None or missing:
         # Quiet for longer than the others, of states, or registered and never heard of.
@@ -162,25 +159,6 @@ def raw(
     for sensor, time, value in connection.execute(query, asked, binary=True):
         found.setdefault(sensor, []).append(RawPoint(time.astimezone(UTC), value))
     return found
-
-
-def since(
-    connection: psycopg.Connection[Any],
-    device_id: str,
-    sensor: str,
-    after_time: datetime,
-    limit: int,
-    *,
-    table: str = TABLE,
-) -> list[RawPoint]:
-    """The oldest `limit` numbers of a series that were measured after a time, in order of time.
-
-    More than `limit` only where several share the last time, so that going on after the last point's time
-    leaves out nothing that is stored by then. What is stored later with an older time is not found so.
-    """
-    query = _SINCE.format(table=sql.Identifier(table), after=sql.Literal(after_time))
-    asked = {"device": device_id, "sensor": sensor, "most": limit}
-    return [RawPoint(time.astimezone(UTC), value) for time, value in connection.execute(query, asked)]
 
 
 def chosen(sensors: Iterable[str]) -> sql.SQL:

@@ -29,6 +29,7 @@ from query.interceptor import AccessInterceptor
 from query.options import QueryOptions, Tls
 from query.pulse import Pulse
 from query.service import CollectorService
+from query.silence import BESIDE, Silence, SilenceInterceptor
 from query.streams import Hub, Streams
 from retry import StopFlag, Stopping, describe
 
@@ -36,7 +37,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["CollectorService"].full_name
 WAITING_PER_WORKER = 16  # calls that wait for their turn, for each that has it
 MOST_REQUEST_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 16 << 20
-SPARE = 16  # calls of health and reflection beside all others
+SPARE = 16  # to be told that there is no room
 _LOOK_SEC = 0.2
 
 
@@ -52,7 +53,8 @@ class QueryServer:
         self._stop = stop
         self._failure: BaseException | None = None
         self.hub = Hub()
-        self._health = health.HealthServicer(experimental_thread_pool=ThreadPoolExecutor(1, "health"))
+        self._health = health.HealthServicer()
+        self._silence = Silence(stop)
         self._pulse = Pulse(
             options.database_url,
             options.table,
@@ -64,6 +66,7 @@ class QueryServer:
             options.database_url, options.workers, options.timeout_sec, lambda: self._pulse.answers
         )
         self._following = Following(options.database_url, stop, Stats(), self.hub.hear)
+        self._threads: ThreadPoolExecutor | None = None
         self.port: int | None = None
 
     def run(self) -> None:
@@ -76,7 +79,7 @@ class QueryServer:
         except BaseException:
             self._pulse.close()
             raise
-        for work in (self._pulse.run, self._following.run):
+        for work in (self._pulse.run, self._following.run, self._silence.run):
             threading.Thread(target=self._guard, args=(work,), daemon=True).start()
         server.start()
         self._tell_start()
@@ -104,10 +107,14 @@ class QueryServer:
 
     def _listen(self) -> grpc.Server:
         options = self._options
-        most = options.workers * (1 + WAITING_PER_WORKER) + options.most_streams + SPARE
+        most = options.workers * (1 + WAITING_PER_WORKER) + options.most_streams + SPARE + 2 * BESIDE
+        self._threads = ThreadPoolExecutor(most, "call")
         server = grpc.server(
-            ThreadPoolExecutor(most, "call"),
-            interceptors=[AccessInterceptor(Access(options.token, options.delete_token))],
+            self._threads,
+            interceptors=[
+                AccessInterceptor(Access(options.token, options.delete_token)),
+                SilenceInterceptor(self._silence, SERVICE),
+            ],
             options=_CHANNEL,
             maximum_concurrent_rpcs=most,
         )
@@ -140,6 +147,8 @@ class QueryServer:
         self.hub.stop()
         ended.wait()
         self._calls.close()
+        if self._threads is not None:  # gRPC leaves them waiting for more
+            self._threads.shutdown(wait=False)
         structlog.get_logger().info("query_stopped")
 
     def _guard(self, work: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ R = TypeVar("R")
 S = TypeVar("S")
 MOST_ROWS = 50_000
 DELETED_AT_ONCE = 5_000
+MOST_SEEN = 10_000  # devices
 # Clients take messages of 4 MiB unless told otherwise; a point is its key and at most so much beside it.
 _MOST_BYTES = 4_000_000
 _LOCKED_SEC = 5.0  # how long deleting waits for whoever has locked an alert
@@ -75,15 +76,24 @@ class CollectorService(CollectorServiceServicer):
         self._now = now
         self._publish_alerts = publish_alerts
         self._kind: queries.BucketKind | None = None
+        # The newest reading that each device was answered with: where the next look begins. Each access is
+        # one operation of a dict, which threads may do at once.
+        self._seen: dict[str, datetime] = {}
 
     @_answered
     def GetLatestReadings(  # noqa: N802  gRPC's name
         self, request: pb.GetLatestReadingsRequest, context: grpc.ServicerContext
     ) -> pb.GetLatestReadingsResponse:
         device = arguments.device(request.device_id)
-        return answers.latest(
-            self._calls.ask(context, lambda c: queries.latest(c, device, table=self._table))
-        )
+        seen = self._seen.get(device)
+        found = self._calls.ask(context, lambda c: queries.latest(c, device, table=self._table, seen=seen))
+        if found:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
+            self._seen[device] = max(one.time for one in found)
+        else:
+            self._seen.pop(device, None)
+        return answers.latest(found)
 
     @_answered
     def GetReadings(  # noqa: N802

@@ -15,7 +15,7 @@ from psycopg import sql
 import database as db
 from database import BoundedConnection
 from query import queries
-from query.queries import AlertFilter, AlertRow, BucketKind, Latest, RawPoint
+from query.queries import AlertFilter, AlertRow, BucketKind, Latest, RawPoint, Wanted
 from query.readings import NEWEST_CONSIDERED
 from schema_check import TableKind
 from tests import reading_back
@@ -105,7 +105,13 @@ def test_every_look_at_the_readings_goes_by_the_primary_key(
             assert queries.latest(planned, "busy") == [Latest("s", MANY, T0 + MANY * SECOND / 2)]
             queries.raw(planned, "busy", ["s"], T0, T0 + 600 * SECOND, 100)
             queries.raw(planned, "busy", [], T0, T0 + 600 * SECOND, 100)
-            queries.since(planned, "busy", "s", T0, 100)
+            for most in (100, 1_000):
+                asked = [
+                    Wanted(series=("busy", "s"), start=T0, end=T0 + 3600 * SECOND, stored=T0, most=most),
+                    Wanted(series=("nobody", "s"), start=T0, most=most),
+                ]
+                queries.arrivals(planned, asked)
+                queries.arrivals(planned, asked, newest=True)
     assert len([plan for plan in planned.plans if "_pkey" in plan]) >= 12
     for plan in planned.plans:
         assert not re.search(r"Seq Scan on \S*(sensor_readings|_hyper_)", plan), plan
@@ -134,12 +140,15 @@ def test_the_latest_are_the_newest_rows_of_the_table_however_far_behind_the_regi
     for last_time in known:
         connection.execute(f"update series set last_time = {last_time}".encode())
         assert queries.latest(connection, "d") == expected, last_time
+    for seen in (T0 - 400 * DAY, T0 - 2 * DAY, T0, T0 + 5 * DAY):
+        assert queries.latest(connection, "d", seen=seen) == expected, seen
     assert queries.sensors(connection, "d") == [
         *(row.sensor for row in expected[:3]),
         "state",
         "state since",
     ]
     assert queries.latest(connection, "nobody") == []
+    assert queries.latest(connection, "nobody", seen=T0) == []
     assert queries.sensors(connection, "nobody") == []
 
 
@@ -186,19 +195,38 @@ def test_a_limit_holds_for_all_series_together(connection: BoundedConnection, ki
     assert {sensor: len(points) for sensor, points in found.items()} == {"a": 10, "b": 3}
 
 
-def test_going_on_from_the_last_time_finds_every_reading_once(
+def test_arrivals_are_found_by_range_and_by_when_they_were_stored(
     connection: BoundedConnection, kind: TableKind
 ) -> None:
     rows = [Row("d", "s", T0 + n // 3 * SECOND, n) for n in range(20)]  # three of each time
-    put(connection, kind, [*rows, Row("d", "t", T0, 7.0), Row("d", "s", T0 + SECOND, None, "on")])
-    found: list[RawPoint] = []
-    after = T0 - MICRO
-    while points := queries.since(connection, "d", "s", after, 4):
-        assert len(points) <= 6
-        found += points
-        after = points[-1].time
-    assert sorted(found) == [RawPoint(row.time, row.value or 0.0) for row in rows]
-    assert [point.time for point in found] == sorted(point.time for point in found)
+    put(connection, kind, [*rows, Row("d", "t", T0, 7.0), Row("d", "s", T0 + SECOND, None, "x" * 5_000)])
+    long_ago = T0 - DAY
+    connection.execute("update sensor_readings set created_at = %s where value < 12", [long_ago])
+
+    def found(**changes: Any) -> list[float | str | None]:
+        values: dict[str, Any] = {"series": ("d", "s"), "start": T0, "most": 100} | changes
+        newest = values.pop("newest", False)
+        nothing = Wanted(series=("nobody", "s"), start=T0, most=5)
+        _, (nobody, mine) = queries.arrivals(connection, [nothing, Wanted(**values)], newest=newest)
+        assert nobody == []
+        assert [one.time for one in mine] == sorted(one.time for one in mine)
+        assert len({one.key for one in mine}) == len(mine)
+        return [one.text if one.value is None else one.value for one in mine]
+
+    state = "x" * 1_000  # what a state is cut to
+    numbers = [row.value for row in rows]
+    assert found() == [*numbers[:6], state, *numbers[6:]]
+    assert found(most=2) == [0, 1]
+    assert found(most=2, newest=True) == [18, 19]
+    assert found(start=T0 + SECOND, end=T0 + SECOND) == [3, 4, 5, state]
+    assert found(stored=T0) == [state, *range(12, 20)]
+    passed = T0 + 5 * SECOND
+    assert found(passed=passed, passed_stored=datetime.now(UTC) + DAY) == [18, 19]
+    assert found(passed=passed, passed_stored=T0) == [state, *range(12, 20)]
+    assert queries.known(connection, [("d", "s"), ("nobody", "s"), ("d", "t")]).keys() == {
+        ("d", "s"),
+        ("d", "t"),
+    }
 
 
 def alert(connection: BoundedConnection, seconds: int, **columns: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import psycopg
@@ -26,6 +26,7 @@ from structlog.testing import capture_logs
 import query.queries
 import query.server
 import query.service
+import query.silence
 from config import ConfigError
 from query import collector_pb2 as pb
 from query.calls import Calls
@@ -92,6 +93,10 @@ def test_the_newest_number_of_each_series_is_answered(database: Database, served
         ("humidity", 55.0, stamp(3)),
         ("temperature", 21.5, stamp(2)),
     ]
+    store(database, [at(4, 22.0)])
+    database.rows("delete from sensor_readings where sensor_type = 'humidity'")
+    answer = served.call("GetLatestReadings", KITCHEN)
+    assert [(one.key, one.value, one.time) for one in answer.readings] == [("temperature", 22.0, stamp(4))]
     nobody = served.call("GetLatestReadings", pb.GetLatestReadingsRequest(device_id="nobody"))
     assert list(nobody.readings) == []
 
@@ -499,6 +504,78 @@ def test_callers_without_a_token_who_send_nothing_keep_nobody_out(database: Data
             served.call("GetLatestReadings", KITCHEN, metadata=bearer(token))
         finally:
             silent.set()
+
+
+class Mute:
+    """Calls of one method that are open and never send their request, until the block ends."""
+
+    def __init__(self, served: Served, path: str, count: int) -> None:
+        self._end = threading.Event()
+        method = served.channel.stream_stream(path, bytes, bytes)
+        self.calls = [method(self._nothing(), timeout=60) for _ in range(count)]
+
+    def _nothing(self) -> Iterator[bytes]:
+        self._end.wait(60)
+        yield from ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for call in self.calls:
+            call.cancel()
+
+    def codes(self) -> set[grpc.StatusCode]:
+        return {call.code() for call in self.calls if not call.is_active()}
+
+
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+LATEST, STREAM = (f"/collector.CollectorService/{one}" for one in ("GetLatestReadings", "StreamReadings"))
+REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+@pytest.mark.parametrize("path", [CHECK, WATCH, LATEST, STREAM, REFLECT])
+def test_a_call_whose_request_does_not_come_is_ended(
+    database: Database, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(query.silence, "FIRST_SEC", 0.3)
+    with serving(database, workers=1, most_streams=1) as served, Mute(served, path, 200) as mute:
+        wait_until(lambda: not any(call.is_active() for call in mute.calls), 10, "the end of the calls")
+        assert grpc.StatusCode.CANCELLED in mute.codes()
+        assert health_of(served) == SERVING
+        served.call("GetLatestReadings", KITCHEN)
+
+
+def test_mute_health_checks_without_a_token_keep_no_other_call_out(database: Database) -> None:
+    token = "t" * 16
+    with serving(database, token=token, workers=1, most_streams=1) as served, Mute(served, CHECK, 200):
+        wait_until(
+            lambda: refused(lambda: health_of(served)) == "RESOURCE_EXHAUSTED", what="as many as may be"
+        )
+        served.call("GetLatestReadings", KITCHEN, metadata=bearer(token))
+
+
+def test_health_is_watched_by_few_and_room_comes_back(database: Database, served: Served) -> None:
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    asked = health_pb2.HealthCheckRequest()
+    watches = [stub.Watch(asked, timeout=60) for _ in range(query.silence.BESIDE)]
+    assert {next(watch).status for watch in watches} == {SERVING}
+    assert refused(lambda: next(stub.Watch(asked, timeout=10))) == "RESOURCE_EXHAUSTED"
+    assert health_of(served) == SERVING
+    watches.pop().cancel()
+    wait_until(lambda: refused(lambda: next(stub.Watch(asked, timeout=10))) == "", what="room for one")
+    for watch in watches:
+        watch.cancel()
+
+
+def refused(call: Callable[[], object]) -> str:
+    """The status with which a call is refused; empty for one that is answered."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return ""
 
 
 def test_without_a_delete_token_nobody_may_delete(served: Served) -> None:

@@ -17,9 +17,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 import live_listener
 import query.streams
 from query import collector_pb2 as pb
+from schema import Reading
 from tests.querying import Served, at, notify, serving, store, through_proxy
 from tests.support import Database, wait_until
-from tests.writing import YESTERDAY_US, batch_of, rig
+from tests.writing import YESTERDAY_US, InBackground, Rig, batch_of, rig
 
 SECONDS = 10.0
 
@@ -91,6 +92,10 @@ def served(database: Database) -> Iterator[Served]:
         yield made
 
 
+def state(number: float, text: str) -> Reading:
+    return at(int(number), sensor_type="door")._replace(value=None, value_text=text)
+
+
 def said(*rows: list[Any]) -> str:
     return json.dumps({"v": 1, "readings": rows})
 
@@ -124,7 +129,7 @@ def test_every_reading_since_the_last_one_is_told_once_and_of_chosen_series_only
             said(
                 ["hall", "temperature", us(9), 9.0, None],
                 ["kitchen", "x", us(9), 9.0, None],
-                ["kitchen", "temperature", us(4), 4.0, None],
+                ["kitchen", "temperature", us(4), 4.0, None, 2_000_000],
             ),
         )
         assert [heard.next() for _ in range(3)] == [("temperature", n, n) for n in (2, 3, 4)]
@@ -140,8 +145,9 @@ def test_every_reading_since_the_last_one_is_told_once_and_of_chosen_series_only
 
 def test_states_are_told_as_text(database: Database, served: Served) -> None:
     with hearing(served, asking("door")) as heard:
-        notify(database, said(["kitchen", "door", us(5), None, "open"]))
-        assert heard.next() == ("door", 5, "open")
+        store(database, [state(5, "open"), state(6, "closed")])
+        notify(database, said(["kitchen", "door", us(6), None, "closed", 1_000_000]))
+        assert [heard.next(), heard.next()] == [("door", 5, "open"), ("door", 6, "closed")]
 
 
 def test_a_stream_may_begin_where_another_one_broke_off(database: Database, served: Served) -> None:
@@ -157,7 +163,7 @@ def test_who_is_too_far_behind_gets_the_newest_and_holds_up_nobody(
     monkeypatch.setattr(query.streams, "MOST_REPLAYED", 5)
     with hearing(served, asking()) as heard:
         store(database, [at(n) for n in range(2, 50)])
-        notify(database, said(["kitchen", "temperature", us(49), 49.0, None]))
+        notify(database, said(["kitchen", "temperature", us(49), 49.0, None, 47_000_000]))
         message = heard.message()
         assert (seconds(message.time), message.value, message.skipped) == (49, 49, True)
         store(database, [at(50)])
@@ -187,9 +193,52 @@ def test_a_stream_outlives_an_outage_and_goes_on_where_it_was(database: Database
     ):
         proxy.refuse = True
         proxy.cut()
-        store(database, [at(2)])
+        store(database, [at(2), at(0)])
         proxy.refuse = False
-        assert heard.next() == ("temperature", 2, 2)
+        assert [heard.next(), heard.next()] == [("temperature", 0, 0), ("temperature", 2, 2)]
+
+
+def test_states_that_are_stored_during_an_outage_are_told_after_it(database: Database) -> None:
+    store(database, [state(1, "open")])
+    with (
+        through_proxy(database) as (proxy, url),
+        serving(database, url) as served,
+        hearing(served, asking("door")) as heard,
+    ):
+        proxy.refuse = True
+        proxy.cut()
+        store(database, [state(2, "closed"), state(3, "open")])
+        proxy.refuse = False
+        assert [heard.next(), heard.next()] == [("door", 2, "closed"), ("door", 3, "open")]
+
+
+def test_a_batch_that_is_committed_after_one_with_newer_readings_is_told(
+    database: Database, served: Served
+) -> None:
+    with hearing(served, asking()) as heard, rig(database) as slow, rig(database) as quick:
+        at_commit, go_on = threading.Event(), threading.Event()
+        hold(slow, at_commit, go_on)
+        writing = InBackground(lambda: slow.writer.write(batch_of([at(2), at(3)])))
+        assert at_commit.wait(SECONDS)
+        quick.writer.write(batch_of([at(3)._replace(message_id=b"q" * 16), at(4)]))
+        assert [heard.next()[1], heard.next()[1]] == [3, 4]
+        go_on.set()
+        writing.result()
+        assert [heard.next()[1], heard.next()[1]] == [2, 3]
+        assert heard.quiet
+
+
+def hold(one: Rig, at_commit: threading.Event, go_on: threading.Event) -> None:
+    """The writer stops before its next COMMIT, with all done."""
+    commit = one.writer._alerting.judge
+
+    def held(connection: Any, stored: Any) -> Any:
+        judged = commit(connection, stored)
+        at_commit.set()
+        assert go_on.wait(SECONDS)
+        return judged
+
+    one.writer._alerting.judge = held  # type: ignore[method-assign]
 
 
 def test_a_stream_ends_when_the_database_stays_away(database: Database) -> None:

@@ -59,8 +59,9 @@ def of_one(number: int) -> Reading:
     return reading(number, device_id="d", sensor_type="s")
 
 
-def news(told: Reading) -> News:
-    return News(*told[:3], told.value, told.value_text)
+def news(told: Reading, oldest: Reading | None = None) -> News:
+    span_us = 0 if oldest is None else told.timestamp_us - oldest.timestamp_us
+    return News(*told[:3], told.value, told.value_text, span_us)
 
 
 def test_a_reader_hears_the_newest_of_each_series_that_was_stored(one: Rig, database: Database) -> None:
@@ -69,8 +70,9 @@ def test_a_reader_hears_the_newest_of_each_series_that_was_stored(one: Rig, data
         one.writer.write(batch_of(batch))
         (told,) = hears(listener, 1)
         assert isinstance(told, Newest)
-        newest = {(one.device_id, one.sensor_type): one for one in batch}
-        assert sorted(told.readings) == sorted(news(one) for one in newest.values())
+        newest = {one[:2]: one for one in batch}
+        oldest = {one[:2]: one for one in reversed(batch)}
+        assert sorted(told.readings) == sorted(news(one, oldest[one[:2]]) for one in newest.values())
         assert one.stats.notifications_sent == 1
 
 
@@ -116,7 +118,7 @@ def test_a_reader_of_another_database_is_none_of_ours(
 def test_what_was_there_already_is_not_told_again(one: Rig, database: Database) -> None:
     with listening(database.url) as listener:
         one.writer.write(batch_of([of_one(1), of_one(2)]))
-        assert hears(listener, 1) == [Newest((news(of_one(2)),))]
+        assert hears(listener, 1) == [Newest((news(of_one(2), of_one(1)),))]
         # The newest is there, an older one is not: what this transaction has stored is the older one.
         again = [of_one(0), of_one(1), of_one(2)]
         one.writer.write(batch_of(again, redelivered=True))
@@ -128,8 +130,8 @@ def test_what_was_there_already_is_not_told_again(one: Rig, database: Database) 
 def test_each_transaction_of_a_batch_tells_its_own(database: Database) -> None:
     with rig(database, batch_size=10) as one, listening(database.url) as listener:
         one.writer.write(batch_of([of_one(n) for n in range(25)]))
-        newest = [of_one(n) for n in (9, 19, 24)]
-        assert hears(listener, 3) == [Newest((news(one),)) for one in newest]
+        each = [(9, 0), (19, 10), (24, 20)]  # the newest and the oldest
+        assert hears(listener, 3) == [Newest((news(of_one(n), of_one(o)),)) for n, o in each]
 
 
 def test_more_than_fits_is_told_in_fewer_words(one: Rig, database: Database) -> None:

@@ -24,7 +24,7 @@ from config import Settings
 from database import BoundedConnection
 from ops import migrate, verify
 from query import queries
-from query.queries import BucketKind
+from query.queries import Arrival, BucketKind, Wanted
 from schema import DAY_US, Fate, Outcome, Reason
 from schema_check import TableKind
 from tests import reading_back
@@ -232,9 +232,14 @@ def read_all(connection: BoundedConnection) -> list[object]:
     devices = ("d1", "d2")
     found: list[object] = [queries.latest(connection, device) for device in devices]
     found += [queries.raw(connection, device, [], start, end, 10_000) for device in devices]
-    found += [queries.since(connection, device, "temperature", SUMMER_TIME, 50) for device in devices]
+    wanted = [Wanted(series=(device, "temperature"), start=SUMMER_TIME, most=50) for device in devices]
+    found += [row.value for newest in (False, True) for row in arrived(connection, wanted, newest)]
     found += [queries.buckets(connection, way, "d1", [], start, end, 900) for way in BucketKind]
     return found
+
+
+def arrived(connection: BoundedConnection, wanted: list[Wanted], newest: bool) -> list[Arrival]:
+    return [row for rows in queries.arrivals(connection, wanted, newest=newest)[1] for row in rows]
 
 
 def test_compressed_chunks_answer_as_open_ones_and_are_deleted_from(empty: str) -> None:

@@ -40,13 +40,20 @@ def series(count: int, **changes: Any) -> list[Reading]:
 
 def newest_by_hand(found: list[Reading]) -> set[News]:
     best: dict[tuple[str, str], Reading] = {}
+    oldest: dict[tuple[str, str], int] = {}
     for one in found:
         name = one.device_id, one.sensor_type
+        oldest[name] = min(one.timestamp_us, oldest.get(name, one.timestamp_us))
         before = best.get(name)
         if before is None or (one.timestamp_us, one.message_id) > (before.timestamp_us, before.message_id):
             best[name] = one
     return {
-        News(*one[:3], one.value, None if one.value_text and len(one.value_text) > 200 else one.value_text)
+        News(
+            *one[:3],
+            one.value,
+            None if one.value_text and len(one.value_text) > 200 else one.value_text,
+            one.timestamp_us - oldest[one[:2]],
+        )
         for one in best.values()
     }
 
@@ -123,7 +130,7 @@ def test_payloads_are_as_documented() -> None:
     ]
     (said,) = live.payloads(found)
     assert said == (
-        '{"v":1,"readings":[["küche","door",5,null,"open"],["küche","temp",7,-0.0,null],'
+        '{"v":1,"readings":[["küche","door",5,null,"open"],["küche","temp",7,-0.0,null,1],'
         '["küche","words",7,null,null]]}'
     )
     names = {"device_id": "d" * 100, "value_text": "t" * 200, "value": None}
@@ -143,6 +150,7 @@ def test_payloads_are_as_documented() -> None:
         '{"v":2,"readings":[["d","s",1,1.0,null]]}',
         '{"v":1,"readings":[["d","s",1,1.0]]}',
         '{"v":1,"readings":[["d","s",-1,1.0,null]]}',
+        '{"v":1,"readings":[["d","s",1,1.0,null,-1]]}',
         '{"v":1,"readings":[["d","s",253402300800000000,1.0,null]]}',
         '{"v":1,"readings":[["d","s",1,1e999,null]]}',
         '{"v":1,"readings":[["d","s",1,NaN,null]]}',
