@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from query.alerts import AlertFilter, AlertRow, alert_counts, alerts, resolve_alert
 from query.buckets import Bucket, BucketKind, bucket_count, buckets, first_bucket, kind_of
-from query.deletion import alerts_left, delete_readings
+from query.deletion import alerts_left, delete_readings, delete_rollups
 from query.readings import Latest, RawPoint, latest, raw, sensors, since
+from query.rolled import Summary, history
 
 __all__ = [
     "AlertFilter",
@@ -20,13 +21,16 @@ __all__ = [
     "BucketKind",
     "Latest",
     "RawPoint",
+    "Summary",
     "alert_counts",
     "alerts",
     "alerts_left",
     "bucket_count",
     "buckets",
     "delete_readings",
+    "delete_rollups",
     "first_bucket",
+    "history",
     "kind_of",
     "latest",
     "raw",

@@ -91,7 +91,7 @@ def copy(tmp_path: Path) -> Iterator[Path]:
 def test_up_down_to_base_and_up_again(url: str) -> None:
     migrate.upgrade(settings(url))
     assert migrate.check(settings(url)) == []
-    assert tables(url) == {"sensor_readings", "alembic_version", *models.BESIDE}
+    assert tables(url) == {"sensor_readings", "alembic_version", *models.BESIDE, *models.ROLLUPS}
     with rig(Database(url, timescale=False)) as one:
         one.writer.write(batch_of([reading(1)]))
     migrate.downgrade(settings(url), "base")
@@ -184,7 +184,7 @@ def test_four_upgrades_at_once_all_succeed_and_make_one_table(url: str) -> None:
     ]
     outputs = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0, 0], outputs
-    assert tables(url) == {"sensor_readings", "alembic_version", *models.BESIDE}
+    assert tables(url) == {"sensor_readings", "alembic_version", *models.BESIDE, *models.ROLLUPS}
     assert rows(url, "select version_num from alembic_version") == [(HEAD,)]
 
 

@@ -29,7 +29,7 @@ from schema import DAY_US, Fate, Outcome, Reason
 from schema_check import TableKind
 from tests import reading_back
 from tests.conftest import create_database, drop_database
-from tests.reading_back import QUESTIONS, SUMMER_TIME, told
+from tests.reading_back import QUESTIONS, SUMMER_TIME, Contract, told
 from tests.support import ROOT, Database
 from tests.timescale.timescale_wasm import MINIMUM_NODE, TimescaleWasm, node_available
 from tests.writing import YESTERDAY_US, Rig, batch_of, reading, rig
@@ -101,6 +101,12 @@ def empty(request: pytest.FixtureRequest) -> Iterator[str]:
 def sweep(url: str) -> None:
     """WebAssembly has one database for all tests."""
     with psycopg.connect(url) as connection:
+        for table in reversed(models.ROLLUPS):
+            kind = connection.execute(
+                "select relkind::text from pg_class where oid = to_regclass(%s)", [table]
+            ).fetchone()
+            if kind:
+                connection.execute(f"drop {'materialized view' if kind[0] == 'v' else 'table'} {table}")
         for table in ("sensor_readings", '"Readings2"', "alembic_version", *models.BESIDE):
             connection.execute(f"drop table if exists {table}")
         for function in ("announce_series", "announce_thresholds", "stamp_threshold"):
@@ -122,10 +128,12 @@ def tables(url: str) -> set[str]:
 
 def policies(url: str) -> dict[str, dict[str, str]]:
     """Each background job of the readings with its configuration."""
-    query = (
-        "select proc_name::text, config from timescaledb_information.jobs where hypertable_name is not null"
-    )
-    return dict(rows(url, query))
+    return jobs(url, "not like 'readings\\_%'")
+
+
+def jobs(url: str, condition: str) -> dict[str, dict[str, str]]:
+    query = "select proc_name::text, config from timescaledb_information.jobs where hypertable_name "
+    return dict(rows(url, query + condition))
 
 
 def fates(outcome: Outcome) -> Counter[Fate]:
@@ -223,6 +231,42 @@ def test_buckets_are_the_same_by_gap_filling_and_by_plain_sql(empty: str) -> Non
             for name, asked in QUESTIONS.items():
                 for way in BucketKind:
                     assert reading_back.answer(connection, way, asked) == told(stored, asked), (name, way)
+        connection.rollback()
+
+
+REFRESH = "call refresh_continuous_aggregate('readings_{}', null, {})"
+
+
+def refresh(connection: psycopg.Connection[Any], *levels: str) -> None:
+    """What the policies do in the background, up to long after the last reading."""
+    connection.rollback()
+    connection.autocommit = True
+    for level in levels or ("minute", "hour", "day"):
+        connection.execute(REFRESH.format(level, "'2025-05-01Z'").encode())
+    connection.autocommit = False
+
+
+def test_answers_are_the_same_whatever_is_summed_up(empty: str) -> None:
+    migrate.upgrade(settings(empty, columnstore_after_days=0))
+    with db.connect(empty, 120.0) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        Contract(connection, TableKind.HYPERTABLE, lambda: refresh(connection)).hold()
+
+
+@pytest.mark.parametrize("levels", [("minute",), ("minute", "hour")])
+def test_answers_are_the_same_where_only_fine_rollups_are_refreshed(
+    empty: str, levels: tuple[str, ...]
+) -> None:
+    migrate.upgrade(settings(empty, columnstore_after_days=0))
+    stored = reading_back.readings_of_a_night()
+    with db.connect(empty, 120.0) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        reading_back.put(connection, TableKind.HYPERTABLE, stored[::2])
+        refresh(connection)
+        reading_back.put(connection, TableKind.HYPERTABLE, stored[1::2])
+        refresh(connection, *levels)
+        for name, asked in QUESTIONS.items():
+            assert reading_back.answer(connection, BucketKind.TIMESCALE, asked) == told(stored, asked), name
         connection.rollback()
 
 
