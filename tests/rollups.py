@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -37,15 +38,20 @@ def is_rolled(database: Database) -> bool:
     return bool(database.rows(query)[0][0])
 
 
-def roll(one: Rig) -> None:
-    """Upkeep until the rollups are as far as they get."""
+def upkeep_until(one: Rig, condition: Callable[[], bool], hurry_sec: float = 5.0) -> None:
+    """Upkeep of a writer whose clock runs fast: readings are summed up, and then dropped."""
 
     def done() -> bool:
-        one.hurry()
+        one.hurry(hurry_sec)
         one.writer.upkeep()
-        return is_rolled(one.database)
+        return condition()
 
-    wait_until(done, 60.0, "rolling")
+    wait_until(done, 60.0)
+
+
+def roll(one: Rig) -> None:
+    """Upkeep until the rollups are as far as they get."""
+    upkeep_until(one, lambda: is_rolled(one.database), 1.0)
 
 
 LEVELS = ("minute", "hour", "day")
