@@ -148,10 +148,10 @@ def buckets(
             end=sql.Literal(end),
         )
         asked = {"device": device_id, "sensors": list(sensors)}
-        parts = rolled.plan(connection, device_id, sensors, start, end, interval_sec, table)
+        parts = rolled.plan(connection, device_id, sensors, start, end, interval_sec)
         if any(part.table for part in parts):
-            query = rolled.filled(parts, sensors, first, last, _seconds(width), table)
-            found |= _by_sensor(starts, connection.execute(query, asked, binary=True))
+            query = rolled.grouped(parts, sensors, interval_sec, table)
+            found |= _between(starts, connection.execute(query, asked, binary=True))
         if not any(part.table for part in parts) or _too_large(found):
             found |= _by_sensor(starts, connection.execute(readings, asked, binary=True))
     return {
@@ -168,6 +168,18 @@ def _by_sensor(starts: Sequence[datetime], rows: Iterable[Any]) -> dict[str, lis
         ]
         for sensor, filled in groupby(rows, itemgetter(0))
     }
+
+
+def _between(starts: Sequence[datetime], rows: Iterable[Any]) -> dict[str, list[Bucket]]:
+    """The same from the buckets that hold a number."""
+    empty = {time: Bucket(time, None, None, None) for time in starts}
+    found = {}
+    for sensor, filled in groupby(rows, itemgetter(0)):
+        within = {time: Bucket(time.astimezone(UTC), avg, low, high) for _, time, avg, low, high in filled}
+        if not within.keys() <= empty.keys():
+            raise AssertionError("a bucket that was not asked for")
+        found[sensor] = list((empty | within).values())
+    return found
 
 
 def _too_large(found: dict[str, list[Bucket]]) -> bool:

@@ -36,6 +36,8 @@ _NOTED = """
 """
 # Microseconds since 1970, both included. A rollup is wrong where what it is made from was changed, where
 # that is wrong itself, where it is about to be refreshed or is being refreshed, and beyond its watermark.
+# Before `kept` a policy drops it, or the readings (level 0). The views of timescaledb_information say the
+# same and take 20 ms for it.
 _AGGREGATES = """
     with level as (
         select l.n, c.mat_hypertable_id as id, c.raw_hypertable_id as source
@@ -44,31 +46,27 @@ _AGGREGATES = """
         join _timescaledb_catalog.continuous_agg c
             on c.user_view_schema = s.nspname and c.user_view_name = r.relname
     )
-    select n, true, lowest_modified_value, greatest_modified_value
+    select n, 'dirty', lowest_modified_value, greatest_modified_value
     from level join _timescaledb_catalog.continuous_aggs_hypertable_invalidation_log
         on hypertable_id = source
     union all
-    select n, true, lowest_modified_value, greatest_modified_value
+    select n, 'dirty', lowest_modified_value, greatest_modified_value
     from level join _timescaledb_catalog.continuous_aggs_materialization_invalidation_log
         on materialization_id = id
     union all
-    select n, false, watermark, watermark
+    select n, 'until', watermark, watermark
     from level join _timescaledb_catalog.continuous_aggs_watermark on mat_hypertable_id = id
+    union all
+    select case when j.hypertable_id = level.id then n else 0 end, 'kept', since, since
+    from level join _timescaledb_config.bgw_job j
+        on j.hypertable_id = level.id or (n = 1 and j.hypertable_id = source),
+        cast(extract(epoch from now() - (j.config ->> 'drop_after')::interval) * 1000000 as bigint) as since
+    where j.proc_name = 'policy_retention'
 """
 _RANGES = """
     union all
-    select n, true, lowest_modified_value, greatest_modified_value
+    select n, 'dirty', lowest_modified_value, greatest_modified_value
     from level join _timescaledb_catalog.continuous_aggs_materialization_ranges on materialization_id = id
-"""
-# From when on readings, and rollups, are kept.
-_POLICIES = """
-    select coalesce(c.view_name, j.hypertable_name)::text,
-        extract(epoch from now() - (j.config ->> 'drop_after')::interval)::bigint
-    from timescaledb_information.jobs j
-    left join timescaledb_information.continuous_aggregates c
-        on c.materialization_hypertable_name = j.hypertable_name
-    where j.proc_name = 'policy_retention'
-      and coalesce(c.view_name, j.hypertable_name) = any(%(names)s)
 """
 
 
@@ -78,7 +76,6 @@ def look(
     sensors: Sequence[str],
     start: datetime,
     end: datetime,
-    table: str,
 ) -> Coverage:
     """What there is to be asked about [start, end) of these series; without `sensors`, of the device."""
     row = connection.execute(_STATE).fetchone()
@@ -87,7 +84,7 @@ def look(
     keeper, rolled, complete, has_ranges = row
     starts = {level: EPOCH + timedelta(seconds=since) for level, since in (complete or {}).items()}
     if keeper == "timescaledb":
-        return _of_aggregates(connection, starts, table, has_ranges=has_ranges)
+        return _of_aggregates(connection, starts, has_ranges=has_ranges)
     raw_start = starts.get("raw", EPOCH)
     asked = {
         "device": device_id,
@@ -107,25 +104,25 @@ def look(
 
 
 def _of_aggregates(
-    connection: psycopg.Connection[Any], starts: dict[str, datetime], table: str, *, has_ranges: bool
+    connection: psycopg.Connection[Any], starts: dict[str, datetime], *, has_ranges: bool
 ) -> Coverage:
     query = _AGGREGATES + (_RANGES if has_ranges else "")
-    found: list[tuple[datetime, list[Range]]] = [(EPOCH, []) for _ in ROLLUPS]
-    for level, is_dirty, low, high in connection.execute(query, {"rollups": list(ROLLUPS)}):
-        until, dirty = found[level - 1]
-        if is_dirty:
-            dirty.append((_time(low), _time(high + 1)))
+    until = [EPOCH for _ in ROLLUPS]
+    wrong: list[list[Range]] = [[] for _ in ROLLUPS]
+    for level, what, low, high in connection.execute(query, {"rollups": list(ROLLUPS)}):
+        if what == "dirty":
+            wrong[level - 1].append((_time(low), _time(high + 1)))
+        elif what == "until":
+            until[level - 1] = _time(low)
         else:
-            found[level - 1] = (_time(low), dirty)
+            name = ("raw", *_LEVELS)[level]
+            kept = EPOCH - (EPOCH - _time(low)) // _DAY * _DAY
+            starts[name] = max(starts.get(name, EPOCH), kept)
     below: list[Range] = []
     holds: list[tuple[datetime, list[Range]]] = []
-    for until, dirty in found:  # what is wrong in the minutes is wrong in hours and days
+    for end, dirty in zip(until, wrong, strict=True):  # what is wrong in minutes is wrong in hours and days
         below = _joined([*below, *dirty])
-        holds.append((until, below))
-    names = {table: "raw"} | dict(zip(ROLLUPS, _LEVELS, strict=True))
-    for name, since in connection.execute(_POLICIES, {"names": list(names)}):
-        kept = EPOCH + -(-timedelta(seconds=since) // _DAY) * _DAY
-        starts[names[name]] = max(starts.get(names[name], EPOCH), kept)
+        holds.append((end, below))
     return _coverage(starts, holds)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from models import ROLLUPS
 from query import coverage
 from query.pieces import EPOCH, Piece, pieces
 from query.readings import TABLE, chosen
@@ -41,19 +42,16 @@ _GROUPED = sql.SQL(
     group by 1, 2
     """
 )
-_FILLED = sql.SQL(
+# Where a single rollup has it all, in just these buckets.
+_SINGLE = sql.SQL(
     """
-    with filled as materialized ({grouped})
-    select sensor_type, avg, min, max
-    from (
-        select sensor_type, bucket
-        from unnest(array(select distinct sensor_type::text from filled)) as sensor_type
-        cross join generate_series({first}, {last}, {width}) as bucket
-    ) as every
-    full join filled using (sensor_type, bucket)
-    order by sensor_type, bucket
+    select sensor_type, bucket, sum / count as avg, min, max from {table}
+    where device_id = %(device)s {chosen} and bucket >= {start} and bucket < {end}
     """
 )
+_WIDTHS = {
+    name: width // timedelta(seconds=1) for name, width in zip(ROLLUPS, coverage.WIDTHS, strict=True)
+}
 _ENDS = sql.SQL(
     """, sum(count)::bigint as count, (array_agg(first order by at, tie))[1] as first,
         (array_agg(last order by at, tie))[count(*)::int] as last
@@ -84,28 +82,27 @@ def plan(
     start: datetime,
     end: datetime,
     interval_sec: int,
-    table: str,
 ) -> list[Piece]:
     """What to ask for each part of [start, end); a single piece, or none, where only readings answer."""
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     if interval_sec % MINUTE_SEC:
         return [Piece("", start, end)]
-    return pieces(
-        coverage.look(connection, device_id, sensors, start, end, table), start, end, interval_sec
-    )
+    return pieces(coverage.look(connection, device_id, sensors, start, end), start, end, interval_sec)
 
 
-def filled(
-    parts: Sequence[Piece],
-    sensors: Sequence[str],
-    first: datetime,
-    last: datetime,
-    width: sql.Composable,
-    table: str,
-) -> sql.Composed:
-    """The statement for buckets from `first` to `last`, the empty ones between them included."""
-    grouped = _grouped(parts, sensors, first, width, table, sql.SQL(""))
-    return _FILLED.format(grouped=grouped, first=sql.Literal(first), last=sql.Literal(last), width=width)
+def grouped(parts: Sequence[Piece], sensors: Sequence[str], interval_sec: int, table: str) -> sql.Composed:
+    """The statement for buckets that hold a number: sensor, beginning, average, least, greatest; sorted."""
+    (one, *others) = parts
+    if not others and _WIDTHS.get(one.table) == interval_sec:
+        query = _SINGLE.format(
+            table=sql.Identifier(one.table),
+            chosen=chosen(sensors),
+            start=sql.Literal(one.start),
+            end=sql.Literal(one.end),
+        )
+    else:
+        query = _grouped(parts, sensors, interval_sec, table, sql.SQL(""))
+    return query + sql.SQL(" order by 1, 2")
 
 
 def history(
@@ -124,12 +121,11 @@ def history(
     interval is a multiple of their width. To be asked in one snapshot (REPEATABLE READ). Raises psycopg
     errors, `NumericValueOutOfRange` where readings that no rollup has yet are too large to add up.
     """
-    parts = plan(connection, device_id, [sensor], start, end, interval_sec, table)
+    parts = plan(connection, device_id, [sensor], start, end, interval_sec)
     parts = [one for one in parts if one.start < one.end]
     if not parts:
         return []
-    width = sql.SQL("interval {}").format(sql.Literal(f"{interval_sec} seconds"))
-    query = _grouped(parts, [sensor], EPOCH, width, table, _ENDS) + sql.SQL(" order by 2")
+    query = _grouped(parts, [sensor], interval_sec, table, _ENDS) + sql.SQL(" order by 2")
     rows = connection.execute(query, {"device": device_id, "sensors": [sensor]}, binary=True)
     return [
         Summary(time.astimezone(UTC), count, avg, low, high, oldest, newest)
@@ -140,8 +136,7 @@ def history(
 def _grouped(
     parts: Sequence[Piece],
     sensors: Sequence[str],
-    first: datetime,
-    width: sql.Composable,
+    interval_sec: int,
     table: str,
     more: sql.SQL,
 ) -> sql.Composed:
@@ -154,4 +149,5 @@ def _grouped(
         )
         for one in sorted(parts, key=lambda one: not one.table)
     )
-    return _GROUPED.format(width=width, first=sql.Literal(first), source=source, more=more)
+    width = sql.SQL("interval {}").format(sql.Literal(f"{interval_sec} seconds"))
+    return _GROUPED.format(width=width, first=sql.Literal(EPOCH), source=source, more=more)

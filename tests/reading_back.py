@@ -229,9 +229,7 @@ class Contract:
         found: set[str] = set()
         for asked in QUESTIONS.values():
             start, end = SUMMER_TIME + asked.start, SUMMER_TIME + asked.end
-            parts = rolled.plan(
-                self._connection, "d1", [], start, end, asked.interval_sec, "sensor_readings"
-            )
+            parts = rolled.plan(self._connection, "d1", [], start, end, asked.interval_sec)
             found |= {part.table for part in parts}
         self._connection.rollback()
         return found

@@ -55,7 +55,7 @@ def test_buckets_are_as_defined_in_every_time_zone(connection: BoundedConnection
 
 
 def test_answers_are_the_same_whatever_is_summed_up(plain_database: Database) -> None:
-    with rig(plain_database) as one, db.connect(plain_database.url, 60.0) as made:
+    with rig(plain_database) as one, db.connect(plain_database.url, 600.0) as made:
         one.writer.start()
         made.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         Contract(made, TableKind.PARTITIONED, lambda: roll(one)).hold()

@@ -249,7 +249,7 @@ def refresh(connection: psycopg.Connection[Any], *levels: str) -> None:
 
 def test_answers_are_the_same_whatever_is_summed_up(empty: str) -> None:
     migrate.upgrade(settings(empty, columnstore_after_days=0))
-    with db.connect(empty, 120.0) as connection:
+    with db.connect(empty, 600.0) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         Contract(connection, TableKind.HYPERTABLE, lambda: refresh(connection)).hold()
 
@@ -260,7 +260,7 @@ def test_answers_are_the_same_where_only_fine_rollups_are_refreshed(
 ) -> None:
     migrate.upgrade(settings(empty, columnstore_after_days=0))
     stored = reading_back.readings_of_a_night()
-    with db.connect(empty, 120.0) as connection:
+    with db.connect(empty, 600.0) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         reading_back.put(connection, TableKind.HYPERTABLE, stored[::2])
         refresh(connection)
@@ -278,7 +278,7 @@ def test_rollups_outlive_the_readings_and_late_ones_do_not_replace_them(empty: s
     migrate.upgrade(settings(empty, columnstore_after_days=0, retention_days=30))
     old, new = NOW - timedelta(days=60), NOW - timedelta(days=3)
     stored = [Row("d", "s", start + n * timedelta(minutes=7), n) for start in (old, new) for n in range(9)]
-    with db.connect(empty, 120.0) as connection:
+    with db.connect(empty, 600.0) as connection:
         reading_back.put(connection, TableKind.HYPERTABLE, stored)
         connection.autocommit = True
         for level in ("minute", "hour", "day"):
