@@ -42,7 +42,11 @@ class _DatabaseSettings(BaseSettings):
         7, ge=0, le=36500, description="age at which chunks become columnstore; 0: never (TimescaleDB)"
     )
     retention_days: int = Field(
-        0, ge=0, le=36500, description="readings older than this many days are dropped; 0: never"
+        0,
+        ge=0,
+        le=36500,
+        description="readings older than this many days are dropped, until main.py retention --raw says "
+        "otherwise; 0: never",
     )
     partitions_ahead_days: int = Field(
         3, ge=0, le=366, description="daily partitions made before they are needed (plain PostgreSQL)"

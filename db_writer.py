@@ -26,10 +26,12 @@ from db_session import Session
 from fates import decide
 from housekeeping import Housekeeping
 from knowledge import Knowledge
+from late import Late
 from metrics import Stats
 from portions import Portions
 from registry import Registry
 from retry import StopFlag, describe
+from rolling import Rolling
 from rule_store import RuleStore
 from schema import (
     Answer,
@@ -103,6 +105,7 @@ class DatabaseWriter:
         )
         self._session.on_drop = self._alerting.forget
         self._telling = Telling(stats, clock)
+        self._late = Late()
         sweep = Sweep(
             options.table,
             options.holder,
@@ -115,6 +118,7 @@ class DatabaseWriter:
             self._session,
             self._registry,
             sweep,
+            Rolling(options.table, options.holder, caught_up_at=caught_up_at or clock, clock=clock),
             table=options.table,
             partitioned=not options.enable_timescale,
             retention_days=options.retention_days,
@@ -212,6 +216,7 @@ class DatabaseWriter:
                 copy_rows(connection, self._options.table, readings)
                 fates = None
             stored = _those(readings, fates, (RowFate.STORED,))
+            self._late.note(connection, stored)
             self._telling.tell(connection, stored)
             judged = self._judge(connection, stored)
             # A crash before this line stores nothing; after it, redelivery finds the rows there.

@@ -164,8 +164,8 @@ def deletion_step(
 ) -> bool:
     """Take the oldest deletion of a device one transaction further. Whether there may be more to do.
 
-    In order: alerts, readings, rules that name exactly this device, series and the device, each down to
-    the last row that there is now; at most about `rows` rows in all, since TimescaleDB refuses to
+    In order: alerts, readings, rollups, rules that name exactly this device, series and the device, each
+    down to the last row that there is now; at most about `rows` rows in all, since TimescaleDB refuses to
     decompress more than 100,000 in a transaction. What is left, or locked by others, is for the next step:
     the job stays until nothing is. Several workers may do this at the same time, each has another device.
     Raises psycopg errors, as `apply` does.
@@ -192,7 +192,7 @@ def put_behind(connection: BoundedConnection) -> None:
 
 def _remove(connection: BoundedConnection, removal: Removal, device: str) -> None:
     """As far as the step goes. A table only when the one before it is empty."""
-    if not removal.alerts(device) or not removal.readings(device):
+    if not (removal.alerts(device) and removal.readings(device) and removal.rollups(device)):
         return
     if not _remove_rules(connection, removal, device):
         return

@@ -1,4 +1,4 @@
-"""What is due between batches: the registry, the sweep, deletions of devices, partitions.
+"""What is due between batches: the registry, the sweep, deletions of devices, rollups, partitions.
 
 Each piece is short, so that readings keep flowing. What the database does not take at once, because it is
 away or somebody holds a lock, is put off, told, and tried again later: it must never hold up a batch.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from math import inf
 
 import psycopg
@@ -19,15 +19,18 @@ import event_store
 import partitions
 from database import BoundedConnection
 from db_session import Session
+from keeping import Keeping
 from partitions import Partitions
 from registry import Registry
 from retry import describe
+from rolling import Rolling
 from sweep import Sweep, Swept
 
 PARTITIONS_SEC = 60.0
 FIRST_PAUSE_SEC = 1.0  # after something could not be done
 LONGEST_PAUSE_SEC = 60.0
 DELETIONS_SEC = 1.0  # between two looks for devices to delete
+WAIT_SEC = 5.0  # before dropping readings is tried again that are not summed up yet
 
 
 @dataclass(slots=True)
@@ -45,7 +48,7 @@ class Housekeeping:
     """Belongs to the thread of its session.
 
     `partitioned`: the table has daily partitions, which this makes ahead and drops; 0 `retention_days`
-    drops none. `now` is the time of day, aware.
+    drops none, unless the database says otherwise. `now` is the time of day, aware.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Housekeeping:
         session: Session,
         registry: Registry,
         sweep: Sweep,
+        rolling: Rolling,
         *,
         table: str,
         partitioned: bool,
@@ -64,9 +68,11 @@ class Housekeeping:
         self._session = session
         self._registry = registry
         self._sweep = sweep
+        self._rolling = rolling
         self._table = table
         self._partitioned = partitioned
-        self._retention_days = retention_days
+        self._keeping = Keeping(retention_days)
+        self._next_drop = 0.0
         self._ahead_days = partitions_ahead_days
         self._now = now
         self._clock = clock
@@ -78,6 +84,7 @@ class Housekeeping:
             _Piece("registry", lambda: registry.due_at, self._registry_now),
             _Piece("deletions", lambda: self._next_deletion, self._delete_devices),
             _Piece("sweep", lambda: sweep.due_at, self._sweep_once),
+            _Piece("rollups", lambda: rolling.due_at, self._roll_once),
             _Piece(
                 "partitions", lambda: self._next_partitions if partitioned else inf, self._keep_partitions
             ),
@@ -140,6 +147,7 @@ class Housekeeping:
                 self._write_registry(self._session.begin_briefly)
             connection = self._session.begin_briefly()
             self._sweep.give_back(connection)
+            self._rolling.give_back(connection)
             connection.commit()
         except psycopg.Error as error:
             structlog.get_logger().warning("registry_not_written", error=type(error).__name__)
@@ -164,6 +172,19 @@ class Housekeeping:
         began = self._clock()
         self._swept = self._sweep.run(self._session.begin_briefly)
         self._sweep.done(self._clock() - began, self._swept)
+
+    def _roll_once(self) -> None:
+        connection = self._session.begin_briefly()
+        taken = self._rolling.take(connection)
+        connection.commit()
+        if not taken:
+            return
+        self._rolling.run(self._session.begin_briefly)
+        if self._clock() >= self._next_drop:
+            self._next_drop = self._clock() + PARTITIONS_SEC
+            dropped = self._keeping.drop_rollups(self._session.begin_briefly, self._now().date())
+            if dropped:
+                structlog.get_logger().info("rollups_dropped", partitions=dropped)
 
     def _delete_devices(self) -> None:
         """One step of a deletion, then as long a pause as it took, for the readings."""
@@ -193,10 +214,13 @@ class Housekeeping:
         self._next_partitions = self._clock() + PARTITIONS_SEC
         today = self._now().date()
         self.ensure_partitions(partitions.ahead(today, self._ahead_days))
-        if not self._retention_days:
+        oldest, wait = self._keeping.readings_from(self._session.begin_briefly, today)
+        if wait:
+            self._next_partitions = self._clock() + WAIT_SEC
+        if oldest is None:
             return
         try:
-            dropped = self._drop_partitions(today - timedelta(days=self._retention_days))
+            dropped = self._drop_partitions(oldest)
         except psycopg.Error as error:
             if not database.is_world(error):
                 raise

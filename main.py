@@ -1,8 +1,8 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
 `python main.py` runs a worker, `bridge` what feeds it from an MQTT broker, `query` what answers over gRPC;
-`verify` proves the ledger,
-`thresholds` and `series` edit what workers heed, `simulate` publishes what devices would.
+`verify` proves the ledger, `thresholds` and `series` edit what workers heed, `retention` how long all is
+kept, `simulate` publishes what devices would.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
@@ -239,7 +239,7 @@ def query(settings: Settings) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     from mqtt import simulate
-    from ops import series, thresholds, verify
+    from ops import retention, series, thresholds, verify
 
     parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -250,6 +250,7 @@ def main(arguments: Sequence[str]) -> int:
     verifying.add_argument("--json", action="store_true", help="print one JSON object")
     thresholds.add_arguments(commands)
     series.add_arguments(commands)
+    retention.add_arguments(commands)
     simulate.add_arguments(commands)
     chosen = parser.parse_args(arguments)
     if "action" in chosen and not chosen.action:

@@ -6,6 +6,7 @@ database that is behind from one that is ahead without loading Alembic. A test h
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import (
@@ -30,11 +31,24 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSTZMULTIRANGE, UUID
 
-REVISIONS = ("0001_readings", "0002_registry", "0003_thresholds")
+REVISIONS = ("0001_readings", "0002_registry", "0003_thresholds", "0004_rollups")
 KEY = ("device_id", "sensor_type", "timestamp", "message_id")
 NAME_LENGTH = 100
 # Tables beside the readings. Their names are fixed: SQL of users and of other programs relies on them.
-BESIDE = ("series", "devices", "duties", "thresholds", "alerts", "applied_events", "device_deletions")
+BESIDE = (
+    "series",
+    "devices",
+    "duties",
+    "thresholds",
+    "alerts",
+    "applied_events",
+    "device_deletions",
+    "rollup_state",
+    "rollup_dirty",
+    "retention",
+)
+# Tables that workers keep, or continuous aggregates that TimescaleDB keeps; finest first.
+ROLLUPS = ("readings_minute", "readings_hour", "readings_day")
 
 
 def readings(metadata: MetaData, table_name: str) -> Table:
@@ -70,6 +84,10 @@ def _moment(column: str, *, now: bool = False) -> Column[datetime]:
     return Column(
         column, DateTime(timezone=True), server_default=func.now() if now else None, nullable=not now
     )
+
+
+def _moment_at(column: str) -> Column[datetime]:
+    return Column(column, DateTime(timezone=True), nullable=False)
 
 
 def _flag(column: str, *, default: bool) -> Column[bool]:
@@ -211,6 +229,54 @@ def events(metadata: MetaData) -> None:
     )
 
 
+def rollups(metadata: MetaData) -> None:
+    """Readings summed up by minute, hour and day, how far that has come, and how long all is kept.
+
+    `sum` is null where the numbers are too large to add up. Of `rollup_dirty` any row may be there twice:
+    it has no unique key, so that workers that note the same hour never wait for each other.
+    """
+    for name in ROLLUPS:
+        Table(
+            name,
+            metadata,
+            _moment_at("bucket"),
+            _name("device_id"),
+            _name("sensor_type"),
+            Column("count", BigInteger(), nullable=False),
+            Column("sum", Double()),
+            *(Column(column, Double(), nullable=False) for column in ("min", "max", "first", "last")),
+            PrimaryKeyConstraint("device_id", "sensor_type", "bucket", name=f"{name}_pkey"),
+            postgresql_partition_by="RANGE (bucket)",
+        )
+    Table(
+        "rollup_state",
+        metadata,
+        Column("keeper", Text(), nullable=False),
+        _moment("late_before"),
+        _moment("rolled_before"),
+        _moment("target"),
+        Column("after_device", Text(collation="C"), server_default="", nullable=False),
+        Column("after_sensor", Text(collation="C"), server_default="", nullable=False),
+        PrimaryKeyConstraint("keeper", name="rollup_state_pkey"),
+    )
+    Table(
+        "rollup_dirty",
+        metadata,
+        _name("device_id"),
+        _name("sensor_type"),
+        _moment_at("hour"),
+        Index("rollup_dirty_series", "device_id", "sensor_type", "hour"),
+    )
+    Table(
+        "retention",
+        metadata,
+        Column("level", Text(), nullable=False),
+        Column("days", Integer()),
+        _moment("complete_from"),
+        PrimaryKeyConstraint("level", name="retention_pkey"),
+    )
+
+
 def metadata_for(table_name: str) -> MetaData:
     """All tables of this version, the readings under `table_name`."""
     metadata = MetaData()
@@ -219,4 +285,10 @@ def metadata_for(table_name: str) -> MetaData:
     thresholds(metadata)
     alerts(metadata)
     events(metadata)
+    rollups(metadata)
     return metadata
+
+
+def ours(metadata: MetaData, views: Collection[str]) -> set[str]:
+    """The tables that a database with these views should have: rollups may be views of TimescaleDB."""
+    return set(metadata.tables) - (set(ROLLUPS) & set(views))

@@ -1,4 +1,4 @@
-"""What there is of a device, deleted in steps that are each bounded: alerts and readings.
+"""What there is of a device, deleted in steps that are each bounded: alerts, readings, rollups.
 
 A step is one transaction of the caller's. It never waits for a lock of the writing path.
 """
@@ -10,6 +10,8 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
+
+from models import ROLLUPS
 
 # Partitions or chunks that one transaction deletes from: each one takes locks (docs/internals.md).
 MAX_PARTS = 32
@@ -58,6 +60,35 @@ _DELETE_OF_SERIES = sql.SQL("delete from {table} where {within} and sensor_type 
 _DELETE_UNTIL = sql.SQL(
     'delete from {table} where {within} and sensor_type = %(sensor)s and "timestamp" <= {until}'
 )
+# Where workers keep the rollups, the hours that have lost readings are noted, to be summed up again.
+_NOTED = sql.SQL(
+    """
+    with gone as ({delete} returning sensor_type, "timestamp"), noted as (
+        insert into rollup_dirty (device_id, sensor_type, hour)
+        select distinct %(device)s, sensor_type, date_bin('1 hour', "timestamp", '1970-01-01Z') from gone
+    )
+    select count(*) from gone
+    """
+)
+_KEPT_BY_WORKERS = "select 1 from rollup_state where keeper = 'workers'"
+_ROLLUPS = """
+    select null, rollup from unnest(%(rollups)s::text[]) as rollup
+    where to_regclass(rollup) is not null
+"""
+# What a continuous aggregate holds is in a table of another name.
+_AGGREGATES = """
+    select materialization_hypertable_schema::text, materialization_hypertable_name::text
+    from timescaledb_information.continuous_aggregates
+    where view_name = any(%(rollups)s)
+      and format('%%I.%%I', view_schema, view_name)::regclass = to_regclass(view_name::text)
+"""
+_DELETE_ROLLUPS = sql.SQL(
+    """
+    delete from {table} where (device_id, sensor_type, bucket) in (
+        select device_id, sensor_type, bucket from {table} where device_id = %(device)s limit %(rows)s)
+    """
+)
+_ROLLUPS_LEFT = sql.SQL("select 1 from {table} where device_id = %(device)s limit 1")
 
 Query = LiteralString | sql.Composed
 Part = tuple[str, str]
@@ -78,6 +109,7 @@ class Removal:
         self._parts = MAX_PARTS
         self._deletes = MAX_DELETES
         self._known: list[Part] | None = None
+        self._notes: bool | None = None
 
     @property
     def over(self) -> bool:
@@ -106,6 +138,22 @@ class Removal:
                     return False
         return True
 
+    def rollups(self, device: str) -> bool:
+        """Delete what was summed up of the device, also of readings that were dropped long ago."""
+        rollups = {"rollups": list(ROLLUPS)}
+        query = _ROLLUPS if self._kept_by_workers() else _AGGREGATES
+        for schema, name in self._connection.execute(query, rollups).fetchall():
+            table = sql.Identifier(schema, name) if schema else sql.Identifier(name)
+            statement, left = (one.format(table=table) for one in (_DELETE_ROLLUPS, _ROLLUPS_LEFT))
+            if not self.delete(statement, left, device):
+                return False
+        return True
+
+    def _kept_by_workers(self) -> bool:
+        if self._notes is None:
+            self._notes = _any(self._connection, _KEPT_BY_WORKERS, {})
+        return self._notes
+
     def _all_parts(self) -> list[Part]:
         """All of time, cut where partitions or chunks begin and end."""
         if self._known is not None:
@@ -129,7 +177,7 @@ class Removal:
             return False
         self._parts -= 1
         if found <= self._left:
-            self._took(self._run(device, _DELETE, part).rowcount)
+            self._delete(device, _DELETE, part)
             return True
         while self._left > 0 and self._deletes:
             row = self._run(device, _A_SERIES, part).fetchone()
@@ -148,9 +196,17 @@ class Removal:
         """The oldest of a series, those of the last one's time included."""
         last = self._run(device, _NTH_TIME, part, sensor=sensor, nth=self._left - 1).fetchone()
         if last is None:
-            self._took(self._run(device, _DELETE_OF_SERIES, part, sensor=sensor).rowcount)
+            self._delete(device, _DELETE_OF_SERIES, part, sensor=sensor)
         else:
-            self._took(self._run(device, _DELETE_UNTIL, part, until=last[0], sensor=sensor).rowcount)
+            self._delete(device, _DELETE_UNTIL, part, until=last[0], sensor=sensor)
+
+    def _delete(self, device: str, statement: sql.SQL, part: Part, **values: str) -> None:
+        if not self._kept_by_workers():
+            self._took(self._run(device, statement, part, **values).rowcount)
+            return
+        noted = sql.SQL(_NOTED.as_string(None).replace("{delete}", statement.as_string(None)))
+        row = self._run(device, noted, part, **values).fetchone()
+        self._took(int(row[0]) if row else 0)
 
     def _count(self, device: str, part: Part, most: int) -> int:
         """How many readings there are, counted up to `most`. The locks of looking are given back."""

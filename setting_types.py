@@ -29,6 +29,12 @@ _TAKEN_TABLES = (
     "device_deletions",
     "devices",
     "duties",
+    "readings_day",
+    "readings_hour",
+    "readings_minute",
+    "retention",
+    "rollup_dirty",
+    "rollup_state",
     "series",
     "thresholds",
 )

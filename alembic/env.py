@@ -6,11 +6,12 @@ Migrations find the settings in `context.config.attributes["settings"]`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import psycopg
 from psycopg.errors import Diagnostic
-from sqlalchemy import Connection, create_engine, pool, text
+from sqlalchemy import Connection, create_engine, inspect, pool, text
 
 import config
 import models
@@ -23,12 +24,13 @@ context.config.attributes["settings"] = settings
 metadata = models.metadata_for(settings.table_name)
 
 
-def only_ours(_object: object, name: str | None, type_: str, _reflected: bool, _compare_to: object) -> bool:
-    """Leave other programs' tables alone, and the partitions and chunks of our own."""
-    return type_ != "table" or name in metadata.tables
+def options(views: Collection[str] = ()) -> dict[str, Any]:
+    """Other programs' tables are left alone, and the partitions and chunks of our own."""
+    ours = models.ours(metadata, views)
 
+    def only_ours(_object: object, name: str | None, type_: str, _reflected: bool, _other: object) -> bool:
+        return type_ != "table" or name in ours
 
-def options() -> dict[str, Any]:
     return {
         "target_metadata": metadata,
         "compare_type": True,
@@ -63,7 +65,9 @@ def online() -> None:
         if isinstance(raw, psycopg.Connection):
             raw.add_notice_handler(warn)
         lock(connection)
-        context.configure(connection=connection, **options())
+        views = inspect(connection).get_view_names()
+        connection.commit()  # Alembic begins its own
+        context.configure(connection=connection, **options(views))
         with context.begin_transaction():
             context.run_migrations()
 

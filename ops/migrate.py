@@ -103,12 +103,13 @@ def check(settings: Settings) -> list[str]:
     metadata = models.metadata_for(settings.table_name)
     problems: list[str] = []
     with engine.connect() as connection:
+        ours = models.ours(metadata, sa.inspect(connection).get_view_names())
         context = MigrationContext.configure(
             connection,
             opts={
                 "compare_type": True,
                 "compare_server_default": True,
-                "include_object": lambda _o, name, kind, *_: kind != "table" or name in metadata.tables,
+                "include_object": lambda _o, name, kind, *_: kind != "table" or name in ours,
             },
         )
         found = context.get_current_heads()

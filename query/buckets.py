@@ -1,5 +1,7 @@
 """Readings in buckets of time: average, least and greatest, with the empty buckets between them.
 
+From rollups where these answer exactly the same (docs/rollups.md), from the readings otherwise.
+
 Buckets begin at multiples of their width since 1970-01-01 00:00 UTC, whatever the session's time zone: a
 bucket of a day is a day of UTC, and one of a week begins on a Thursday. A day is always 86,400 seconds.
 Both ways of asking, with TimescaleDB's gap filling and without, answer the same.
@@ -7,7 +9,7 @@ Both ways of asking, with TimescaleDB's gap filling and without, answer the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
+from query import rolled
 from query.readings import TABLE, chosen
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -130,31 +133,58 @@ def buckets(
     """
     count = bucket_count(start, end, interval_sec)
     first, width = first_bucket(start, interval_sec), timedelta(seconds=interval_sec)
-    query = (_PLAIN if kind is BucketKind.PLAIN else _TIMESCALE).format(
-        table=sql.Identifier(table),
-        chosen=chosen(sensors),
-        width=_seconds(width),
-        shift=_seconds((first - _TIMESCALE_EPOCH) % width),
-        first=sql.Literal(first),
-        last=sql.Literal(first + (count - 1) * width),
-        start=sql.Literal(start),
-        end=sql.Literal(end),
-    )
     starts = [first + number * width for number in range(count)]
     found: dict[str, list[Bucket]] = {sensor: [] for sensor in sensors}
     if count:
+        last = starts[-1]
+        readings = (_PLAIN if kind is BucketKind.PLAIN else _TIMESCALE).format(
+            table=sql.Identifier(table),
+            chosen=chosen(sensors),
+            width=_seconds(width),
+            shift=_seconds((first - _TIMESCALE_EPOCH) % width),
+            first=sql.Literal(first),
+            last=sql.Literal(last),
+            start=sql.Literal(start),
+            end=sql.Literal(end),
+        )
         asked = {"device": device_id, "sensors": list(sensors)}
-        rows = connection.execute(query, asked, binary=True)
-        for sensor, filled in groupby(rows, itemgetter(0)):
-            # All of them, in order; anything else raises.
-            found[sensor] = [
-                Bucket(time, avg, low, high)
-                for time, (_, avg, low, high) in zip(starts, filled, strict=True)
-            ]
+        parts = rolled.plan(connection, device_id, sensors, start, end, interval_sec)
+        if any(part.table for part in parts):
+            query = rolled.grouped(parts, sensors, interval_sec, table)
+            found |= _between(starts, connection.execute(query, asked, binary=True))
+        if not any(part.table for part in parts) or _too_large(found):
+            found |= _by_sensor(starts, connection.execute(readings, asked, binary=True))
     return {
         sensor: filled or [Bucket(time, None, None, None) for time in starts]
         for sensor, filled in found.items()
     }
+
+
+def _by_sensor(starts: Sequence[datetime], rows: Iterable[Any]) -> dict[str, list[Bucket]]:
+    """All buckets of each sensor, in order; anything else raises."""
+    return {
+        sensor: [
+            Bucket(time, avg, low, high) for time, (_, avg, low, high) in zip(starts, filled, strict=True)
+        ]
+        for sensor, filled in groupby(rows, itemgetter(0))
+    }
+
+
+def _between(starts: Sequence[datetime], rows: Iterable[Any]) -> dict[str, list[Bucket]]:
+    """The same from the buckets that hold a number."""
+    empty = {time: Bucket(time, None, None, None) for time in starts}
+    found = {}
+    for sensor, filled in groupby(rows, itemgetter(0)):
+        within = {time: Bucket(time.astimezone(UTC), avg, low, high) for _, time, avg, low, high in filled}
+        if not within.keys() <= empty.keys():
+            raise AssertionError("a bucket that was not asked for")
+        found[sensor] = list((empty | within).values())
+    return found
+
+
+def _too_large(found: dict[str, list[Bucket]]) -> bool:
+    """Whether rollups hold numbers that they could not add up. The readings themselves may do."""
+    return any(one.avg is None and one.min is not None for filled in found.values() for one in filled)
 
 
 def _seconds(length: timedelta) -> sql.Composed:

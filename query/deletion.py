@@ -1,4 +1,4 @@
-"""Deleting what there is to be read of a device: its alerts, then its readings."""
+"""Deleting what there is to be read of a device: its alerts, its readings, what was summed up of them."""
 
 from __future__ import annotations
 
@@ -38,4 +38,16 @@ def delete_readings(
                 step.readings(device)
             if step.over:
                 break
+    return step.removed
+
+
+def delete_rollups(
+    connection: psycopg.Connection[Any], device_id: str, limit: int, *, table: str = TABLE
+) -> int:
+    """One step of deleting what was summed up of a device: how many rows. To be repeated, as
+    `delete_readings`, and after it: of readings that are there, they would be summed up again.
+    """
+    with connection.transaction():
+        step = Removal(connection, table, limit)
+        step.rollups(device_id)
     return step.removed

@@ -11,8 +11,9 @@ from __future__ import annotations
 from query.alerts import AlertFilter, AlertRow, alert_counts, alerts, resolve_alert
 from query.arrivals import EVER, NEVER, Arrival, Known, Wanted, arrivals, known, stored_now
 from query.buckets import Bucket, BucketKind, bucket_count, buckets, first_bucket, kind_of
-from query.deletion import alerts_left, delete_readings
+from query.deletion import alerts_left, delete_readings, delete_rollups
 from query.readings import Latest, RawPoint, latest, raw, sensors
+from query.rolled import Summary, history
 
 __all__ = [
     "EVER",
@@ -25,6 +26,7 @@ __all__ = [
     "Known",
     "Latest",
     "RawPoint",
+    "Summary",
     "Wanted",
     "alert_counts",
     "alerts",
@@ -33,7 +35,9 @@ __all__ = [
     "bucket_count",
     "buckets",
     "delete_readings",
+    "delete_rollups",
     "first_bucket",
+    "history",
     "kind_of",
     "known",
     "latest",

@@ -206,9 +206,16 @@ class CollectorService(CollectorServiceServicer):
             if step:
                 continue
             if not self._calls.ask(call, lambda c: queries.alerts_left(c, device)):
-                return total
+                break
             if monotonic() > give_up:
                 raise Refused(
                     Code.UNAVAILABLE, f"somebody else holds a lock on an alert of {device!r}; call again"
                 )
             sleep(_LOCKED_AGAIN_SEC)
+        while self._calls.ask(
+            call,
+            lambda c: queries.delete_rollups(c, device, DELETED_AT_ONCE, table=self._table),
+            writes=True,
+        ):
+            pass
+        return total

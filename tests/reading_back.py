@@ -1,18 +1,23 @@
-"""What the tests of reading back share: rows put in by INSERT, and buckets told without a database."""
+"""What the tests of reading back share: rows put in by INSERT, and buckets told without a database.
+
+`Contract` is what every kind of database is held to, with rollups that are there, late, and not there yet.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import psycopg
 
+from late import Late
 from partitions import Partitions
-from query import queries
-from query.queries import Bucket, BucketKind
+from query import queries, rolled
+from query.queries import Bucket, BucketKind, Summary
+from schema import Reading
 from schema_check import TableKind
 from tests.support import Database
 
@@ -46,6 +51,9 @@ def put(connection: psycopg.Connection[Any], kind: TableKind, rows: Sequence[Row
     numbers = [None if value is None else float(value) for value in values]
     columns = [devices, sensors, times, numbers, texts]
     connection.execute(INSERT, [*columns, [uuid.UUID(int=number) for number in range(len(rows))]])
+    # As a worker does: where it is late, what was summed up is noted as wrong.
+    stored = [Reading(row.device, row.sensor, _micros(row.time), b"", row.value, row.text) for row in rows]
+    Late().note(connection, stored)  # type: ignore[arg-type]
     register(connection, rows)
     connection.commit()
 
@@ -54,7 +62,8 @@ def register(connection: psycopg.Connection[Any], rows: Iterable[Row]) -> None:
     newest = {(row.device, row.sensor): row.time for row in sorted(rows, key=lambda row: row.time)}
     for (device, sensor), time in newest.items():
         connection.execute(
-            "insert into series (device_id, sensor_type, last_time) values (%s, %s, %s)",
+            "insert into series (device_id, sensor_type, last_time) values (%s, %s, %s)"
+            " on conflict do nothing",
             [device, sensor, time],
         )
 
@@ -103,6 +112,11 @@ QUESTIONS = {
     "a bucket that holds all": Question("d1", ALL, -_HOUR, _HOUR, 10_000_000),
     "the longest bucket": Question("d1", ALL, -_HOUR, _HOUR, 2**31 - 1),
     "an interval that divides nothing": Question("d1", ALL, -6 * _HOUR, 6 * _HOUR, 1013),
+    "minutes": Question("d1", ALL, timedelta(minutes=-100), timedelta(minutes=77, seconds=13), 60),
+    "minutes within minutes": Question("d1", ALL, timedelta(seconds=-599), timedelta(seconds=601), 60),
+    "five minutes": Question("d1", ALL, timedelta(hours=-30), timedelta(hours=17, seconds=1), 300),
+    "half days": Question("d1", ALL, timedelta(days=-2, seconds=-1), timedelta(days=2, seconds=1), 43_200),
+    "days within days": Question("d1", ALL, timedelta(hours=-40), timedelta(hours=40, minutes=1), 86_400),
     "seconds": Question("d1", ("humidity",), timedelta(seconds=-90), timedelta(seconds=90), 1),
     "an empty range": Question("d1", ("humidity",), timedelta(0), timedelta(0), 60),
     "an end before the start": Question("d1", ("humidity",), _HOUR, -_HOUR, 60),
@@ -157,3 +171,108 @@ def _micros(time: datetime) -> int:
 def kind_of(database: Database) -> TableKind:
     """What the schema has made of the readings in a test's database."""
     return TableKind.HYPERTABLE if database.timescale else TableKind.PARTITIONED
+
+
+ZONES = ("UTC", "Europe/Berlin", "America/St_Johns")
+
+
+class Contract:
+    """The same answers whatever is summed up. `sum_up` brings the rollups up to date, whoever keeps them;
+    `connection` is in one snapshot a transaction.
+    """
+
+    def __init__(
+        self, connection: psycopg.Connection[Any], kind: TableKind, sum_up: Callable[[], None]
+    ) -> None:
+        self._connection = connection
+        self._kind = kind
+        self._sum_up = sum_up
+        self._rows: list[Row] = []
+
+    def hold(self) -> None:
+        """Readings that are there, come late, are deleted; between them, what is summed up and what not."""
+        night = readings_of_a_night()
+        early = [row for row in night if row.time < SUMMER_TIME + 4 * _HOUR]
+        self._put(early[::2], "nothing summed up")
+        self.sum_up_and_check("summed up")
+        assert self.tables_asked() >= {"readings_hour", "readings_minute", "readings_day"}
+        self._put(early[1::2], "late")
+        self.sum_up_and_check("late, summed up")
+        self._put([row for row in night if row not in early], "later")
+        self.sum_up_and_check("later, summed up")
+        self._delete(3)
+        self.check("some deleted")
+        self.sum_up_and_check("some deleted, summed up")
+        self._delete(10_000)
+        self.check("deleted")
+        self.sum_up_and_check("deleted, summed up")
+
+    def sum_up_and_check(self, when: str) -> None:
+        self._connection.rollback()
+        self._sum_up()
+        self.check(when)
+
+    def check(self, when: str) -> None:
+        for zone in ZONES:
+            self._connection.rollback()
+            self._connection.execute("select set_config('timezone', %s, true)", [zone])
+            for name, asked in QUESTIONS.items():
+                for way in {BucketKind.PLAIN, queries.kind_of(self._connection)}:
+                    found = answer(self._connection, way, asked)
+                    assert found == told(self._rows, asked), f"{when}: {name}, {way}, {zone}"
+                for sensor in asked.sensors:
+                    assert self._history(asked, sensor) == summaries(self._rows, asked, sensor), when
+        self._connection.rollback()
+
+    def tables_asked(self) -> set[str]:
+        """Where the answers to all questions come from."""
+        found: set[str] = set()
+        for asked in QUESTIONS.values():
+            start, end = SUMMER_TIME + asked.start, SUMMER_TIME + asked.end
+            parts = rolled.plan(self._connection, "d1", [], start, end, asked.interval_sec)
+            found |= {part.table for part in parts}
+        self._connection.rollback()
+        return found
+
+    def _history(self, asked: Question, sensor: str) -> list[Summary]:
+        start, end = SUMMER_TIME + asked.start, SUMMER_TIME + asked.end
+        return queries.history(self._connection, asked.device, sensor, start, end, asked.interval_sec)
+
+    def _put(self, rows: list[Row], when: str) -> None:
+        self._rows += rows
+        put(self._connection, self._kind, rows)
+        self.check(when)
+
+    def _delete(self, steps: int) -> None:
+        """Of d1, some readings or all; what is left is read back."""
+        self._connection.rollback()
+        for _ in range(steps):
+            if not queries.delete_readings(self._connection, ["d1"], 40):
+                while queries.delete_rollups(self._connection, "d1", 40):
+                    self._connection.commit()
+                break
+            self._connection.commit()
+        self._connection.execute("select set_config('timezone', 'UTC', true)")
+        left = self._connection.execute(
+            'select device_id::text, sensor_type::text, "timestamp", value, value_text from sensor_readings'
+        )
+        self._rows = [Row(*row) for row in left.fetchall()]
+        self._connection.rollback()
+
+
+def summaries(rows: Sequence[Row], question: Question, sensor: str) -> list[Summary]:
+    """The history of a series from the definition."""
+    start, end = SUMMER_TIME + question.start, SUMMER_TIME + question.end
+    found: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.time):
+        same = (row.device, row.sensor) == (question.device, sensor)
+        if same and row.value is not None and start <= row.time < end:
+            found.setdefault(_micros(row.time) // (question.interval_sec * 1_000_000), []).append(row)
+    answers = []
+    for number, within in sorted(found.items()):
+        values = [float(row.value or 0.0) for row in within]
+        bucket = _bucket(number * question.interval_sec * 1_000_000, values)
+        answers.append(
+            Summary(bucket.time, len(values), bucket.avg, min(values), max(values), values[0], values[-1])
+        )
+    return answers

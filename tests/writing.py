@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from db_writer import DatabaseWriter, WriterOptions
@@ -51,15 +52,33 @@ class CountingWriter(DatabaseWriter):
 class Rig:
     """A writer with its stop flag and counts."""
 
-    def __init__(self, database: Database, url: str = "", stop_sec: float = 10.0, **options: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        url: str = "",
+        stop_sec: float = 10.0,
+        caught_up_at: Callable[[], float] | None = None,
+        **options: Any,
+    ) -> None:
+        self.database = database
+        self._ahead_sec = 0.0
         self.stats = Stats()
         self.stop = StopFlag(stop_sec)
         self.now = datetime.now(UTC)
         wanted = {"timeout_sec": 20.0, "enable_timescale": database.timescale} | options
         self.writer = CountingWriter(
-            WriterOptions(url=url or database.url, **wanted), self.stop, self.stats, now=lambda: self.now
+            WriterOptions(url=url or database.url, **wanted),
+            self.stop,
+            self.stats,
+            now=lambda: self.now,
+            caught_up_at=caught_up_at,
+            clock=lambda: monotonic() + self._ahead_sec,
         )
         self.writer.transactions = []
+
+    def hurry(self, seconds: float = 1.0) -> None:
+        """Let so much time pass, by the writer's clock."""
+        self._ahead_sec += seconds
 
 
 @contextmanager

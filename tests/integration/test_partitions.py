@@ -18,6 +18,7 @@ import partitions
 from database import BoundedConnection
 from partitions import Partitions
 from schema import DAY_US, Fate, Reading
+from tests.rollups import upkeep_until
 from tests.support import Database, wait_until
 from tests.writing import InBackground, Rig, batch_of, reading, rig, together
 
@@ -245,11 +246,10 @@ def test_retention_drops_what_is_older_and_nothing_else(plain_database: Database
         days = [DAY - 1000, DAY - 12, DAY - 11, DAY - 10, DAY - 9, DAY]
         one.writer.write(batch_of([r for day in days for r in on_day(day)]))
         with capture_logs() as logs:
-            one.writer.upkeep()
+            upkeep_until(one, lambda: plain_database.count() == 30)
     assert set(attached(plain_database)) == {name(DAY - n) for n in (10, 9, 1, 0)}
     assert tables(plain_database) == set(attached(plain_database))
-    assert [log["partitions"] for log in logs if log["event"] == "partitions_dropped"] == [3]
-    assert plain_database.count() == 30
+    assert sum(log["partitions"] for log in logs if log["event"] == "partitions_dropped") == 3
 
 
 def test_a_monthly_partition_is_dropped_only_when_its_last_day_is_too_old(

@@ -20,7 +20,8 @@ from query.readings import NEWEST_CONSIDERED
 from schema_check import TableKind
 from tests import reading_back
 from tests.alerts import add_rule
-from tests.reading_back import QUESTIONS, Row, answer, kind_of, put, told
+from tests.reading_back import QUESTIONS, Contract, Row, answer, kind_of, put, told
+from tests.rollups import roll
 from tests.support import Database, wait_until
 from tests.writing import YESTERDAY_US, InBackground, Rig, batch_of, reading, rig
 from thresholds import Kind, Severity, Status
@@ -51,6 +52,13 @@ def test_buckets_are_as_defined_in_every_time_zone(connection: BoundedConnection
         for name, asked in QUESTIONS.items():
             for way in ways:
                 assert answer(connection, way, asked) == told(rows, asked), f"{name}, {way}, {zone}"
+
+
+def test_answers_are_the_same_whatever_is_summed_up(plain_database: Database) -> None:
+    with rig(plain_database) as one, db.connect(plain_database.url, 600.0) as made:
+        one.writer.start()
+        made.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        Contract(made, TableKind.PARTITIONED, lambda: roll(one)).hold()
 
 
 class Planned(psycopg.Connection[Any]):

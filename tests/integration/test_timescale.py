@@ -10,7 +10,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -18,6 +18,7 @@ import pytest
 
 import config
 import database as db
+import main
 import models
 import schema_check
 from config import Settings
@@ -29,7 +30,7 @@ from schema import DAY_US, Fate, Outcome, Reason
 from schema_check import TableKind
 from tests import reading_back
 from tests.conftest import create_database, drop_database
-from tests.reading_back import QUESTIONS, SUMMER_TIME, told
+from tests.reading_back import QUESTIONS, SUMMER_TIME, Contract, Row, told
 from tests.support import ROOT, Database
 from tests.timescale.timescale_wasm import MINIMUM_NODE, TimescaleWasm, node_available
 from tests.writing import YESTERDAY_US, Rig, batch_of, reading, rig
@@ -101,6 +102,12 @@ def empty(request: pytest.FixtureRequest) -> Iterator[str]:
 def sweep(url: str) -> None:
     """WebAssembly has one database for all tests."""
     with psycopg.connect(url) as connection:
+        for table in reversed(models.ROLLUPS):
+            kind = connection.execute(
+                "select relkind::text from pg_class where oid = to_regclass(%s)", [table]
+            ).fetchone()
+            if kind:
+                connection.execute(f"drop {'materialized view' if kind[0] == 'v' else 'table'} {table}")
         for table in ("sensor_readings", '"Readings2"', "alembic_version", *models.BESIDE):
             connection.execute(f"drop table if exists {table}")
         for function in ("announce_series", "announce_thresholds", "stamp_threshold"):
@@ -122,10 +129,12 @@ def tables(url: str) -> set[str]:
 
 def policies(url: str) -> dict[str, dict[str, str]]:
     """Each background job of the readings with its configuration."""
-    query = (
-        "select proc_name::text, config from timescaledb_information.jobs where hypertable_name is not null"
-    )
-    return dict(rows(url, query))
+    return jobs(url, "not like 'readings\\_%'")
+
+
+def jobs(url: str, condition: str) -> dict[str, dict[str, str]]:
+    query = "select proc_name::text, config from timescaledb_information.jobs where hypertable_name "
+    return dict(rows(url, query + condition))
 
 
 def fates(outcome: Outcome) -> Counter[Fate]:
@@ -224,6 +233,121 @@ def test_buckets_are_the_same_by_gap_filling_and_by_plain_sql(empty: str) -> Non
                 for way in BucketKind:
                     assert reading_back.answer(connection, way, asked) == told(stored, asked), (name, way)
         connection.rollback()
+
+
+REFRESH = "call refresh_continuous_aggregate('readings_{}', null, {})"
+
+
+def refresh(connection: psycopg.Connection[Any], *levels: str) -> None:
+    """What the policies do in the background, up to long after the last reading."""
+    connection.rollback()
+    connection.autocommit = True
+    for level in levels or ("minute", "hour", "day"):
+        connection.execute(REFRESH.format(level, "'2025-05-01Z'").encode())
+    connection.autocommit = False
+
+
+def test_answers_are_the_same_whatever_is_summed_up(empty: str) -> None:
+    migrate.upgrade(settings(empty, columnstore_after_days=0))
+    with db.connect(empty, 600.0) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        Contract(connection, TableKind.HYPERTABLE, lambda: refresh(connection)).hold()
+
+
+@pytest.mark.parametrize("levels", [("minute",), ("minute", "hour")])
+def test_answers_are_the_same_where_only_fine_rollups_are_refreshed(
+    empty: str, levels: tuple[str, ...]
+) -> None:
+    migrate.upgrade(settings(empty, columnstore_after_days=0))
+    stored = reading_back.readings_of_a_night()
+    with db.connect(empty, 600.0) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        reading_back.put(connection, TableKind.HYPERTABLE, stored[::2])
+        refresh(connection)
+        reading_back.put(connection, TableKind.HYPERTABLE, stored[1::2])
+        refresh(connection, *levels)
+        for name, asked in QUESTIONS.items():
+            assert reading_back.answer(connection, BucketKind.TIMESCALE, asked) == told(stored, asked), name
+        connection.rollback()
+
+
+NOW = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
+
+
+def test_rollups_outlive_the_readings_and_late_ones_do_not_replace_them(empty: str) -> None:
+    migrate.upgrade(settings(empty, columnstore_after_days=0, retention_days=30))
+    old, new = NOW - timedelta(days=60), NOW - timedelta(days=3)
+    stored = [Row("d", "s", start + n * timedelta(minutes=7), n) for start in (old, new) for n in range(9)]
+    with db.connect(empty, 600.0) as connection:
+        reading_back.put(connection, TableKind.HYPERTABLE, stored)
+        connection.autocommit = True
+        for level in ("minute", "hour", "day"):
+            connection.execute(REFRESH.format(level, "now() - interval '1 day'").encode())
+        whole = hours(connection, old)
+        assert [bucket.min for bucket in whole if bucket.min is not None] == [0.0, 5.0]
+        connection.execute("select drop_chunks('sensor_readings', older_than => interval '30 days')")
+        assert hours(connection, old) == whole
+        late = Row("d", "s", old + timedelta(minutes=8), 1000.0)  # of one transaction with a newer one
+        connection.autocommit = False
+        reading_back.put(
+            connection,
+            TableKind.HYPERTABLE,
+            [late, Row("d", "s", new, 99.0, None)._replace(time=new + timedelta(minutes=1))],
+        )
+        connection.autocommit = True
+        run_jobs(connection)
+        assert hours(connection, old) == whole
+        assert max(b.max for b in hours(connection, new) if b.max is not None) == 99.0
+
+
+def hours(connection: psycopg.Connection[Any], start: datetime) -> list[queries.Bucket]:
+    """By hour, for four hours from this one on."""
+    end = start + timedelta(hours=4)
+    return queries.buckets(connection, BucketKind.TIMESCALE, "d", ["s"], start, end, 3600)["s"]
+
+
+def run_jobs(connection: psycopg.Connection[Any]) -> None:
+    found = connection.execute(
+        "select job_id from timescaledb_information.jobs"
+        " where proc_name = 'policy_refresh_continuous_aggregate' order by job_id"
+    ).fetchall()
+    for (job,) in found:
+        connection.execute(f"call run_job({int(job)})".encode())
+
+
+def test_retention_is_changed_without_a_migration(
+    empty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migrate.upgrade(settings(empty, retention_days=30))
+    for name, value in Database(empty, timescale=True).environment().items():
+        monkeypatch.setenv(name, value)
+    assert main.main(["retention", "--minute", "40", "--hour", "90"]) == 0
+    assert main.main(["retention", "--raw", "60"]) == 0
+    assert main.main(["retention", "--raw", "200"]) == 1
+    said = capsys.readouterr()
+    assert "raw is now kept 60 days, before 30 days" in said.out
+    assert said.err.startswith("sluice: hour would be kept 90 days and raw 200 days; hour must be kept")
+    assert policies(empty)["policy_retention"]["drop_after"] == "60 days"
+    kept, offsets = (
+        dict(
+            rows(
+                empty,
+                f"select hypertable_name::text, config ->> '{key}' from timescaledb_information.jobs"
+                f" where proc_name = '{job}' and hypertable_name like 'readings%'",
+            )
+        )
+        for job, key in (
+            ("policy_retention", "drop_after"),
+            ("policy_refresh_continuous_aggregate", "start_offset"),
+        )
+    )
+    assert kept == {"readings_minute": "40 days", "readings_hour": "90 days"}
+    # What the policy of 30 days has dropped is not there: nothing before is refreshed.
+    assert offsets == {
+        "readings_minute": "29 days",
+        "readings_hour": "40 days",
+        "readings_day": "90 days",
+    }
 
 
 def read_all(connection: BoundedConnection) -> list[object]:
