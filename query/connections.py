@@ -80,3 +80,14 @@ class Connections:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+
+
+def opening(seconds: float, *, writes: bool) -> str:
+    """BEGIN with its limits, one round trip; in the transaction, so that it works through a pooler."""
+    milliseconds = max(1, int(seconds * 1000))
+    return (
+        f"begin {'read write' if writes else 'read only'};"
+        f" set local statement_timeout = {milliseconds};"
+        f" set local lock_timeout = {max(1, milliseconds // 2)};"
+        f" set local idle_in_transaction_session_timeout = {max(5_000, milliseconds)}"
+    )

@@ -1,4 +1,4 @@
-"""Everything the query service asks of the database, in one place to import from.
+"""Everything the query service and the dashboard ask of the database, in one place to import from.
 
 Each function takes a psycopg connection in which rows are tuples, and runs in the transaction that it finds
 there; without autocommit it leaves one open. Nothing here limits the time: `database.begin` does. Raises
@@ -11,6 +11,16 @@ from __future__ import annotations
 from query.alerts import AlertFilter, AlertRow, alert_counts, alerts, resolve_alert
 from query.buckets import Bucket, BucketKind, bucket_count, buckets, first_bucket, kind_of
 from query.deletion import alerts_left, delete_readings
+from query.history import Row, last_rows, rows_since
+from query.overview import (
+    DevicePage,
+    DeviceRow,
+    Registered,
+    SeriesPage,
+    device_page,
+    series_named,
+    series_page,
+)
 from query.readings import Latest, RawPoint, latest, raw, sensors, since
 
 __all__ = [
@@ -18,19 +28,29 @@ __all__ = [
     "AlertRow",
     "Bucket",
     "BucketKind",
+    "DevicePage",
+    "DeviceRow",
     "Latest",
     "RawPoint",
+    "Registered",
+    "Row",
+    "SeriesPage",
     "alert_counts",
     "alerts",
     "alerts_left",
     "bucket_count",
     "buckets",
     "delete_readings",
+    "device_page",
     "first_bucket",
     "kind_of",
+    "last_rows",
     "latest",
     "raw",
     "resolve_alert",
+    "rows_since",
     "sensors",
+    "series_named",
+    "series_page",
     "since",
 ]
