@@ -236,6 +236,8 @@ def query(settings: Settings) -> int:
 
 def dashboard(settings: Settings) -> int:
     """Run the dashboard, whose packages not everybody has installed."""
+    # Read at the import. The address of a WebSocket names up to a hundred series.
+    os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", "65536")
     try:
         from dashboard.server import DashboardServer
     except ModuleNotFoundError as missing:

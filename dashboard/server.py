@@ -65,7 +65,7 @@ class DashboardServer:
             name="dashboard",
         )
         self._following = Following(options.database_url, stop, Stats(), lambda told: self._hear(told))
-        self.hub: Hub | None = None
+        self.serving = False
         self.port: int | None = None
 
     def run(self) -> None:
@@ -100,7 +100,7 @@ class DashboardServer:
 
     async def _serve(self, listener: socket.socket, assets: Assets) -> None:
         options, loop = self._options, asyncio.get_running_loop()
-        hub = self.hub = Hub(options.clients)
+        hub = Hub(options.clients)
         asking = Asking(options.database_url, options.timeout_sec)
         gauge = Gauge(options.pipeline)
         watching = Watching(
@@ -121,6 +121,7 @@ class DashboardServer:
         ending = asyncio.create_task(self._end(server))
         try:
             self._tell_start()
+            self.serving = True  # the port takes connections since `_listen`
             await server.serve(sockets=[listener])
         finally:
             self._stop.set()
