@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote, urlsplit
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,7 +62,17 @@ class Guard:
                     given.append("Set-Cookie", self.cookie(self._access.new_session()))
             await send(message)
 
-        await answer(scope, receive, send_with_headers)
+        try:
+            await answer(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # in the middle of what it asked: nobody is there to be answered
+        except Exception as bug:
+            # Where, not what: the message may quote what a device or a browser has sent.
+            where = [
+                f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(bug.__traceback__)
+            ]
+            structlog.get_logger().error("request_crashed", error=type(bug).__name__, where=where[-6:])
+            raise
 
     @property
     def cookie_name(self) -> str:

@@ -17,7 +17,7 @@ from query import queries
 
 # The codes of RFC 6455 and of the registry that it made, https://www.iana.org/assignments/websocket
 _WRONG, _FULL = 1008, 1013
-_SLOW_SEC = 60.0  # a browser that takes nothing for so long is let go
+SLOW_SEC = 60.0  # a browser that takes nothing for so long is let go
 
 
 class Pushing:
@@ -42,7 +42,8 @@ class Pushing:
         client = Client(asked.view)
         self._hub.enter(client)
         try:
-            with contextlib.suppress(WebSocketDisconnect):
+            # Of who takes nothing nothing is kept. There is no use in saying good-bye to it either.
+            with contextlib.suppress(WebSocketDisconnect, TimeoutError):
                 await self._serve(socket, client, asked)
         finally:
             self._hub.leave(client)
@@ -61,16 +62,10 @@ class Pushing:
 
     async def _send(self, socket: WebSocket, client: Client, asked: Wanted) -> None:
         """First the history, then what comes: a browser that takes nothing holds up this task alone."""
-        try:
-            async with asyncio.timeout(_SLOW_SEC):
-                await socket.send_text(await self._begin(client, asked))
-            client.outbox.put("state", self._watching.state())
-            while True:
-                text = await client.outbox.take()
-                async with asyncio.timeout(_SLOW_SEC):
-                    await socket.send_text(text)
-        except TimeoutError:
-            await socket.close(_FULL, "nothing was taken for a minute")
+        await _send(socket, await self._begin(client, asked))
+        client.outbox.put("state", self._watching.state())
+        while True:
+            await _send(socket, await client.outbox.take())
 
     async def _begin(self, client: Client, asked: Wanted) -> str:
         """The rows that a page begins with. It is told of its series before they are read, so that nothing
@@ -99,6 +94,12 @@ class Pushing:
                 table=self._table,
             )
         )
+
+
+async def _send(socket: WebSocket, text: str) -> None:
+    """Waits while the browser takes nothing. Raises `TimeoutError`."""
+    async with asyncio.timeout(SLOW_SEC):
+        await socket.send_text(text)
 
 
 async def _read(socket: WebSocket) -> None:

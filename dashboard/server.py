@@ -27,7 +27,7 @@ from dashboard.guard import LOOPBACK, Guard
 from dashboard.hub import Hub
 from dashboard.options import DashboardOptions
 from dashboard.pipeline import Gauge
-from dashboard.pushing import Pushing
+from dashboard.pushing import SLOW_SEC, Pushing
 from dashboard.routes import Routes
 from dashboard.watching import Watching
 from live import Told
@@ -233,7 +233,11 @@ def _listen(options: DashboardOptions) -> socket.socket:
         _check(options.tls)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
-        return socket.create_server((options.host, options.port), family=family, backlog=256)
+        listener = socket.create_server((options.host, options.port), family=family, backlog=256)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Of a connection whose other end takes nothing: closing it would wait for that without end.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SLOW_SEC * 1000))
+        return listener
     except (OSError, OverflowError):
         raise ConfigError(
             f"DASHBOARD_HOST and DASHBOARD_PORT are {options.host}:{options.port}, where this process"

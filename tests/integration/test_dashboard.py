@@ -20,6 +20,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 import redis
+from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -528,3 +529,20 @@ def test_old_rows_and_quiet_series_are_found_too(database: Database, page: Page)
     store(database, [*old, now(1, 1.0)])
     rows = page.socket(KITCHEN).wait_for("history")
     assert values(rows) == [one.value for one in old] + [1.0]
+
+
+def test_a_bug_is_told_in_the_log_without_what_was_asked(
+    page: Page, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise KeyError("somebody's data")
+
+    monkeypatch.setattr("dashboard.charts.Charts.chart", bug)
+    with capture_logs() as logs:
+        assert page.http.get("/api/readings?series=a/b").status_code == 500
+        wait_until(lambda: logs, what="a line in the log")  # it comes after the answer
+    (told,) = [one for one in logs if one["event"] == "request_crashed"]
+    assert told["error"] == "KeyError"
+    assert any("routes.py" in where for where in told["where"])
+    assert "somebody's data" not in str(told)
+    assert page.http.get("/healthz").status_code == 200
