@@ -32,7 +32,7 @@ _MOST_BYTES = 300_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shot:
-    """A picture. `chosen`: what is pressed before, an alert, so that its series and limits are shown."""
+    """A picture. `chosen`: of a series that has an alert, so that its limits are in the chart."""
 
     name: str
     width: int
@@ -58,7 +58,9 @@ def take(browser: Browser, address: str, shot: Shot) -> None:
     page.goto(address)
     page.locator(".card .stroke[d]").first.wait_for(state="attached")
     if shot.chosen:
-        page.locator("#alerts .what button", has_text="co2").last.click()
+        watched = page.locator(".card", has_text="co2")
+        wrong = watched.and_(page.locator(".critical, .warning"))
+        (wrong if wrong.count() else watched).first.click()
     page.wait_for_timeout(12_000)  # for the line of the rate, and newer readings
     path = IMAGES / f"{shot.name}.png"
     page.screenshot(path=path)

@@ -78,8 +78,7 @@ export class Cards {
       el("span", { class: "mark" }),
       el("span", { class: "figure" }, el("span", { class: "value", text: "–" }), el("span", { class: "unit" })),
       line,
-      el("span", { class: "age" }),
-      el("span", { class: "reach" }));
+      el("span", { class: "foot" }, el("span", { class: "age" }), el("span", { class: "reach" })));
   }
 
   #name(card, one) {
