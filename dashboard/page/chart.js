@@ -191,7 +191,10 @@ function limit(line, small) {
   const shade = colour(line.severity === "critical" ? "--critical" : "--warning");
   return {
     yAxis: line.value, lineStyle: { color: shade, type: [5, 4], width: 1.25 },
-    label: { ...small, color: shade, position: "insideStartTop", formatter: `${line.kind} ${number(line.value)}` },
+    label: {
+      ...small, color: shade, backgroundColor: colour("--surface"), padding: [1, 4], borderRadius: 3, position: "insideStartTop",
+      formatter: `${line.kind} ${number(line.value)}`,
+    },
   };
 }
 
