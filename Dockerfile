@@ -2,10 +2,12 @@
 # Other commands: docker run --env-file .env sluice python main.py verify
 #                 docker run --env-file .env sluice ./migrate.sh upgrade
 #                 docker run --env-file .env -p 50054:50054 sluice python main.py query   (QUERY_HOST=0.0.0.0)
+#                 docker run --env-file .env -p 8050:8050 sluice python main.py dashboard (DASHBOARD_HOST=0.0.0.0)
 FROM python:3.13-slim AS packages
-COPY requirements/core.txt requirements/query.txt /tmp/
+COPY requirements/core.txt requirements/query.txt requirements/dashboard.txt /tmp/
 RUN python -m venv /opt/sluice/.venv \
-    && /opt/sluice/.venv/bin/pip install --no-cache-dir --require-hashes -r /tmp/query.txt
+    && /opt/sluice/.venv/bin/pip install --no-cache-dir --require-hashes -r /tmp/query.txt \
+    && /opt/sluice/.venv/bin/pip install --no-cache-dir --require-hashes -r /tmp/dashboard.txt
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 sluice
@@ -16,6 +18,7 @@ COPY alembic alembic
 COPY mqtt mqtt
 COPY ops ops
 COPY query query
+COPY dashboard dashboard
 USER sluice
 ENV PATH=/opt/sluice/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # exec form: SIGTERM reaches Python

@@ -35,4 +35,7 @@ proto: ## make the stubs of query/collector.proto anew
 lock: ## pin packages anew (needs uv)
 	requirements/lock.sh
 
-.PHONY: help run test unit lint format bench bench-bridge profile proto lock
+shots: ## take the pictures of docs/images anew (needs chromium)
+	$(python) -m benchmarks.screenshots
+
+.PHONY: help run test unit lint format bench bench-bridge profile proto lock shots

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings
 
+from dashboard_settings import DashboardSettings
 from edge_settings import EdgeSettings
 from query_settings import QuerySettings
 from setting_sources import SECRETS
@@ -53,8 +54,8 @@ class _DatabaseSettings(BaseSettings):
     )
 
 
-class Settings(QuerySettings, EdgeSettings, _DatabaseSettings):
-    """What workers and the query service run with. Seconds and bytes, unless a name says otherwise.
+class Settings(DashboardSettings, QuerySettings, EdgeSettings, _DatabaseSettings):
+    """What workers and all that serves readings back run with. Seconds and bytes, unless a name says so.
 
     Raises: use `load()`, which turns pydantic's report into a `ConfigError` of one line.
     """

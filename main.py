@@ -1,8 +1,8 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
-`python main.py` runs a worker, `bridge` what feeds it from an MQTT broker, `query` what answers over gRPC;
-`verify` proves the ledger, `thresholds` and `series` edit what workers heed, `retention` how long all is
-kept, `simulate` publishes what devices would.
+`python main.py` runs a worker, `bridge` what feeds it from an MQTT broker, `query` what answers over gRPC,
+`dashboard` the live page; `verify` proves the ledger, `thresholds` and `series` edit what workers heed,
+`retention` how long all is kept, `simulate` publishes what devices would.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
@@ -237,6 +237,21 @@ def query(settings: Settings) -> int:
     return serve(QueryServer(wiring.query_options(settings), stop), "query", left="nothing")
 
 
+def dashboard(settings: Settings) -> int:
+    """Run the dashboard, whose packages not everybody has installed."""
+    # Read at the import. The address of a WebSocket names up to a hundred series.
+    os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", "65536")
+    try:
+        from dashboard.server import DashboardServer
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"the package {missing.name} is missing for {sys.executable}; the dashboard needs "
+            "pip install --require-hashes -r requirements/dashboard.txt"
+        ) from None
+    stop = StopFlag(settings.shutdown_timeout_sec)
+    return serve(DashboardServer(wiring.dashboard_options(settings), stop), "dashboard", left="nothing")
+
+
 def main(arguments: Sequence[str]) -> int:
     from mqtt import simulate
     from ops import retention, series, thresholds, verify
@@ -246,6 +261,7 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("worker", help="run a worker (the default)")
     commands.add_parser("bridge", help="carry what an MQTT broker sends into the streams")
     commands.add_parser("query", help="answer over gRPC what is stored")
+    commands.add_parser("dashboard", help="serve the live page")
     verifying = commands.add_parser("verify", help="prove that every entry is accounted for")
     verifying.add_argument("--json", action="store_true", help="print one JSON object")
     thresholds.add_arguments(commands)
@@ -268,6 +284,8 @@ def main(arguments: Sequence[str]) -> int:
         log.configure(settings.log_level, settings.log_format)
         if chosen.command == "query":
             return query(settings)
+        if chosen.command == "dashboard":
+            return dashboard(settings)
         if chosen.command == "verify":
             return verify.main(settings, as_json=chosen.json)
         if "action" in chosen:

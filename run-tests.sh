@@ -2,7 +2,8 @@
 # Lint, types and all tests, against real servers that the tests start. Arguments go on to pytest;
 # with arguments, only pytest runs, one test after the other. SLUICE_TESTS_WORKERS: how many processes share
 # all the tests; by default two more than there are processors, up to eight, as many tests mostly wait.
-# SLUICE_TESTS_NEED=mosquitto: its absence fails the tests that need it, as with CI set; else they are left out.
+# SLUICE_TESTS_NEED="mosquitto chromium": their absence fails the tests that need them, as with CI set; else
+# those tests are left out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . requirements/install.sh

@@ -19,6 +19,8 @@ SECRETS = (
     "mqtt_password",
     "query_token",
     "query_delete_token",
+    "dashboard_password",
+    "dashboard_token",
 )
 
 

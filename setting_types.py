@@ -236,6 +236,19 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
+def _password(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 12:
+        raise ValueError("at least 12 characters, such as four words")
+    return value
+
+
+def _host_list(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?", name):
+            raise ValueError(f"names such as sluice.example or sluice.example:8443; {name!r} is none")
+    return value
+
+
 def _present(value: Path) -> Path:
     if not value.is_file():
         raise ValueError("the path of a file that is there")
@@ -258,6 +271,8 @@ DatabaseAddress = Annotated[SecretStr, AfterValidator(_database_address)]
 RedisAddress = Annotated[SecretStr, AfterValidator(_redis_address)]
 MqttAddress = Annotated[SecretStr, AfterValidator(_mqtt_address)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
+Password = Annotated[SecretStr, AfterValidator(_password)]
+HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_list)]
 PresentFile = Annotated[Path, AfterValidator(_present)]
 AnyCaseUnknownSeries = Annotated[UnknownSeries, _ANY_CASE]
 AnyCaseRedisMode = Annotated[RedisMode, _ANY_CASE]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from zoneinfo import ZoneInfo
 
 from config import ConfigError, Settings
+from dashboard.options import DashboardOptions, PipelineOptions
 from db_writer import WriterOptions
 from edge_settings import EdgeSettings
 from mqtt.alerts import AlertPublisher, PublisherOptions
@@ -189,5 +190,47 @@ def query_options(settings: Settings) -> QueryOptions:
         tls=tls,
         token=token.get_secret_value() if token else None,
         delete_token=delete_token.get_secret_value() if delete_token else None,
+        publish_alerts=settings.mqtt_url is not None,
+    )
+
+
+def dashboard_options(settings: Settings) -> DashboardOptions:
+    """Raises: `ConfigError` where anybody who reaches the page could look, and resolve alerts."""
+    password, token = settings.dashboard_password, settings.dashboard_token
+    if not (password or token):
+        remedy = "set DASHBOARD_PASSWORD or DASHBOARD_TOKEN"
+        if not is_loopback(settings.dashboard_host):
+            raise ConfigError(
+                f"DASHBOARD_HOST is {settings.dashboard_host!r}, which others reach, and nothing says who"
+                f" may look; {remedy}, or listen at 127.0.0.1"
+            )
+        if settings.dashboard_allowed_hosts:
+            raise ConfigError(
+                f"DASHBOARD_ALLOWED_HOSTS is {','.join(settings.dashboard_allowed_hosts)!r}, so others"
+                f" reach the page through a proxy, and nothing says who may look; {remedy}"
+            )
+    tls = None
+    if settings.dashboard_certificate and settings.dashboard_key:
+        tls = Tls(certificate=settings.dashboard_certificate, key=settings.dashboard_key)
+    return DashboardOptions(
+        database_url=settings.database_url.get_secret_value(),
+        table=settings.table_name,
+        enable_timescale=settings.enable_timescale,
+        host=settings.dashboard_host,
+        port=settings.dashboard_port,
+        clients=settings.dashboard_clients,
+        timeout_sec=settings.dashboard_timeout_sec,
+        shutdown_sec=settings.shutdown_timeout_sec,
+        pipeline=PipelineOptions(
+            redis_url=settings.redis_address(),
+            group=settings.consumer_group_name,
+            pattern=settings.stream_pattern,
+            dead_letter_stream=settings.dead_letter_stream,
+            named=settings.event_streams(),
+        ),
+        tls=tls,
+        password=password.get_secret_value() if password else None,
+        token=token.get_secret_value() if token else None,
+        allowed_hosts=settings.dashboard_allowed_hosts,
         publish_alerts=settings.mqtt_url is not None,
     )

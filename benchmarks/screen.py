@@ -41,7 +41,7 @@ from standalone.mqtt_broker import MqttBroker, free_port
 
 FIRST = 100_000  # the first value: no other number of the page is as long
 _SETTLE_SEC = 2.0
-_CHROMIUM = (
+CHROMIUM = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
@@ -154,7 +154,7 @@ def browser_page(path: str | None, address: str) -> Iterator[Page | None]:
         yield None
         return
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(_CHROMIUM))
+        browser = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM))
         page = browser.new_page(viewport={"width": 1600, "height": 1200})
         page.goto(f"http://{address}/")
         page.get_by_text("screen-0").first.wait_for()

@@ -14,7 +14,7 @@ import structlog
 
 import database
 from database import BoundedConnection
-from query.connections import Connections
+from query.connections import Connections, opening
 from query.refusal import Code, Refused
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class Calls:
         seconds = deadline - monotonic()
         if seconds <= 0:
             raise self._busy()
-        connection = self._connections.begin(_opening(seconds, writes=writes))
+        connection = self._connections.begin(opening(seconds, writes=writes))
         watch = _Watch(connection, self._cancellers)
         try:
             if not context.add_callback(watch.call_ended):
@@ -189,20 +189,6 @@ class _Watch:
                     self._connection.cancel_safe(timeout=_SETTLE_SEC)
             if self._finished.wait(_CANCEL_AGAIN_SEC):
                 return
-
-
-def _opening(seconds: float, *, writes: bool) -> str:
-    """BEGIN with its limits, one round trip; in the transaction, so that it works through a pooler.
-
-    Questions see one snapshot: what rollups hold, and what is late in them, must be of the same moment.
-    """
-    milliseconds = max(1, int(seconds * 1000))
-    return (
-        f"begin {'read write' if writes else 'isolation level repeatable read read only'};"
-        f" set local statement_timeout = {milliseconds};"
-        f" set local lock_timeout = {max(1, milliseconds // 2)};"
-        f" set local idle_in_transaction_session_timeout = {max(5_000, milliseconds)}"
-    )
 
 
 def _refusal(error: psycopg.Error) -> Refused | None:

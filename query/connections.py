@@ -80,3 +80,17 @@ class Connections:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+
+
+def opening(seconds: float, *, writes: bool) -> str:
+    """BEGIN with its limits, one round trip; in the transaction, so that it works through a pooler.
+
+    Questions see one snapshot: what rollups hold, and what is late in them, must be of the same moment.
+    """
+    milliseconds = max(1, int(seconds * 1000))
+    return (
+        f"begin {'read write' if writes else 'isolation level repeatable read read only'};"
+        f" set local statement_timeout = {milliseconds};"
+        f" set local lock_timeout = {max(1, milliseconds // 2)};"
+        f" set local idle_in_transaction_session_timeout = {max(5_000, milliseconds)}"
+    )

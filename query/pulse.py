@@ -20,7 +20,8 @@ _ANSWER_SEC = 3.0
 class Pulse:
     """Belongs to the thread that calls `run`; `answers` may be asked from any.
 
-    `on_change` is called with whether the database answers now, and has the schema that is needed.
+    `on_change` is called with whether the database answers now, and has the schema that is needed. `name`:
+    of the service, in its log.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Pulse:
         on_change: Callable[[bool], None],
         *,
         enable_timescale: bool,
+        name: str = "query",
     ) -> None:
         self._url = url
         self._table = table
         self._enable_timescale = enable_timescale
         self._stop = stop
         self._on_change = on_change
+        self._name = name
         self._connection: BoundedConnection | None = None
         self._reason = ""
         self.answers = False
@@ -81,9 +84,9 @@ class Pulse:
             return
         self.answers, self._reason = answers, reason
         if answers:
-            structlog.get_logger().info("query_serving")
+            structlog.get_logger().info(f"{self._name}_serving")
         else:
-            structlog.get_logger().warning("query_not_serving", reason=reason)
+            structlog.get_logger().warning(f"{self._name}_not_serving", reason=reason)
         self._on_change(answers)
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from standalone.servers import die_with_parent
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, is_needed, wait_until
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,13 +178,8 @@ def missing(kind: type[Broker]) -> str:
 
 
 def needed(kind: type[Broker]) -> bool:
-    """Whether tests fail without it, rather than being left out.
-
-    So it is where CI is set, and where SLUICE_TESTS_NEED names it. SLUICE_TESTS_NEED has the last word: the
-    empty string says that nothing is needed.
-    """
-    wanted = os.environ.get("SLUICE_TESTS_NEED", "mosquitto" if os.environ.get("CI") else "")
-    return kind.__name__.lower() in wanted.split()
+    """Whether tests fail without it, rather than being left out."""
+    return is_needed(kind.__name__.lower())
 
 
 @contextlib.contextmanager

@@ -25,6 +25,16 @@ from ops.ledger import Books, read_ledger
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def is_needed(program: str) -> bool:
+    """Whether tests fail where this program of the system is missing, rather than being left out.
+
+    So it is where CI is set, and where SLUICE_TESTS_NEED names it. SLUICE_TESTS_NEED has the last word: the
+    empty string says that nothing is needed.
+    """
+    wanted = os.environ.get("SLUICE_TESTS_NEED", "mosquitto chromium" if os.environ.get("CI") else "")
+    return program in wanted.split()
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "the condition") -> None:
     """Ask every 20 ms until `condition` holds. Fails the test when it does not in time."""
     deadline = time.monotonic() + seconds

@@ -78,6 +78,7 @@ def test_what_the_broker_accepted_is_in_the_streams_and_accounted_for_and_nothin
     assert told, output
     assert told[1] == told[2]
     assert f"{told[2]} entries read = " in output
+    assert re.search(r"the dashboard: http://127\.0\.0\.1:\d+/", output)
     assert re.search(r"the query service: 127\.0\.0\.1:\d+ \(gRPC\)", output)
     assert "0 pending" in output
     assert processes_of(data) == []

@@ -1,0 +1,48 @@
+"""What the dashboard is told: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from query.options import Tls
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineOptions:
+    """Which consumer group of which Redis is shown. `named`: streams beside those of `pattern`."""
+
+    redis_url: str
+    group: str
+    pattern: str
+    dead_letter_stream: str
+    named: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DashboardOptions:
+    """Plain values of the settings that the dashboard depends on. Times in seconds.
+
+    `allowed_hosts`: what a browser may call this server beside the names of loopback; empty off loopback:
+    anything. `clients`: most WebSockets at once. `publish_alerts`: whether the end of an alert is marked as
+    due for publishing.
+    """
+
+    database_url: str
+    table: str
+    enable_timescale: bool
+    host: str
+    port: int
+    clients: int
+    timeout_sec: float
+    shutdown_sec: float
+    pipeline: PipelineOptions
+    tls: Tls | None = None
+    password: str | None = None
+    token: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    publish_alerts: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether nobody is asked who they are."""
+        return self.password is None and self.token is None
