@@ -42,7 +42,9 @@ from psycopg import sql
 import config
 import log
 from benchmarks import reading_data
-from benchmarks.throughput import STREAMS, drain, empty, preload, servers
+from benchmarks.bench import empty, servers
+from benchmarks.daemons import drain
+from benchmarks.workloads import SERIES, Flat, preload
 from ops import migrate
 from query import collector_pb2 as pb
 from query.collector_pb2_grpc import CollectorServiceStub
@@ -259,10 +261,10 @@ def _ingest(url: str, redis_url: str, home: Path, rounds: int, entries: int) -> 
     with service(url, home) as address:
         for number in range(rounds + 1):
             for asked in (True, False) if number % 2 else (False, True):
-                preload(redis_url, entries)
+                preload(redis_url, Flat(entries))
                 empty(url)
                 with _asking(address, 0) if asked else contextlib.nullcontext():
-                    seconds = drain(redis_url, url, entries)
+                    seconds = drain(redis_url, url, entries).seconds
                 if number:
                     speeds[asked].append(entries / seconds)
     ratios = [mine / alone for mine, alone in zip(speeds[True], speeds[False], strict=True)]
@@ -302,7 +304,7 @@ def measure(url: str, redis_url: str, home: Path, chosen: argparse.Namespace) ->
     end = reading_data.midnight()
     began = time.perf_counter()
     rows = reading_data.load(url, chosen.rows, end)
-    print(f"{rows:,} readings of {STREAMS:,} series in {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"{rows:,} readings of {SERIES:,} series in {time.perf_counter() - began:.0f} s", flush=True)
     if seconds := reading_data.roll_up(url, redis_url, home, end):
         print(f"summed up by minute, hour and day in {seconds:.0f} s", flush=True)
     with (
