@@ -157,6 +157,7 @@ function option(data, unit) {
   ] : [];
   return {
     animation: false,
+    textStyle: { fontFamily: small.fontFamily },
     grid: { left: 0.75 * size, right: 1 * size, top: 1.1 * size, bottom: 0.5 * size, containLabel: true },
     xAxis: {
       type: "time", ...ends, axisLine: { lineStyle: { color: colour("--line") } }, axisTick: { show: false },
