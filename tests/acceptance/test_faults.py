@@ -35,16 +35,20 @@ class Source:
         self._thread.join()
 
     def _run(self) -> None:
-        """An XADD whose reply was lost may be in the stream: it is sent again with the same entry ID."""
-        number = 0
+        """An XADD whose reply was lost may be in the stream: it is sent again with the same entry ID, also
+        when the end came meanwhile, or there would be one entry more than were counted.
+        """
+        number, doubtful = 0, False
         client = redis_client.connect(self._url, timeout_sec=5)
-        while not self._stop.is_set():
+        while doubtful or not self._stop.is_set():
             try:
                 for n in range(number, number + 200):
                     self._add(client, n)
                     number = n + 1
                     self.acknowledged = number
+                doubtful = False
             except (redis.ConnectionError, redis.TimeoutError):
+                doubtful = True
                 self._stop.wait(0.05)
             self._stop.wait(0.01)
         client.close()
