@@ -41,7 +41,7 @@ class Deliveries:
         with redis_client.connect(self._redis_url, timeout_sec=120) as client:
             self._good_backlog = Backlog(client, good)
             self._bad_backlog = Backlog(client, Flat(chosen.entries, bad_every=EVERY))
-            for counts, order in bench.rounds(chosen, RUNS):
+            for counts, order in bench.rounds(chosen, chosen.kinds):
                 for name in order:
                     self._deliver(name, counts)
 
@@ -70,6 +70,7 @@ class Deliveries:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = bench.command_line(__doc__, entries=200_000, short=60_000)
     parser.add_argument("--workers", type=int, default=1, choices=range(1, 17), metavar="K")
+    parser.add_argument("--kinds", nargs="+", choices=RUNS, default=RUNS)
     bench.add_rules_option(parser)
     chosen = bench.parse(parser, arguments)
     figures = Figures("redelivery")
