@@ -20,7 +20,7 @@ import redis_client
 from benchmarks import bench
 from benchmarks.bench import Figures
 from benchmarks.daemons import books, drain
-from benchmarks.workloads import START, Backlog, Flat, Row, batches, copy
+from benchmarks.workloads import START, Backlog, Flat, Row, batches, copy, is_one_in
 from ops.ledger import Books
 
 EVERY = 100
@@ -36,11 +36,13 @@ class Deliveries:
         self._figures = figures
         good = Flat(chosen.entries)
         rows = list(good.rows())
-        self._bad = chosen.entries // EVERY
-        self._there: dict[str, list[Row]] = {"all duplicates": rows, "1 % duplicates": rows[::EVERY]}
+        bad = Flat(chosen.entries, bad_every=EVERY)
+        self._bad = bad.entries - bad.readings
+        some = [row for n, row in enumerate(rows) if is_one_in(EVERY, n, good.series)]
+        self._there: dict[str, list[Row]] = {"all duplicates": rows, "1 % duplicates": some}
         with redis_client.connect(self._redis_url, timeout_sec=120) as client:
             self._good_backlog = Backlog(client, good)
-            self._bad_backlog = Backlog(client, Flat(chosen.entries, bad_every=EVERY))
+            self._bad_backlog = Backlog(client, bad)
             for counts, order in bench.rounds(chosen, chosen.kinds):
                 for name in order:
                     self._deliver(name, counts)
