@@ -11,51 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
-import hiredis
 import psycopg
-import redis
 
 import redis_client
 from benchmarks.bench import TABLE
+from benchmarks.wire import Wire
 from benchmarks.workloads import BATCH, COLUMNS
 
 TYPES = ("varchar", "varchar", "timestamptz", "uuid", "float8")
-Command = tuple[Any, ...]
 Reply = list[tuple[bytes, list[tuple[bytes, list[bytes]]]]]
-
-
-class Wire:
-    """A connection that redis-py has opened, spoken to by hiredis alone."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        connection: Any = client.connection_pool.get_connection()
-        self._socket: socket.socket = connection._sock
-        self._reader = hiredis.Reader()
-
-    def ask(self, command: Command) -> Any:
-        self._socket.sendall(hiredis.pack_command(command))
-        return self._answer()
-
-    def ask_all(self, commands: Sequence[Command]) -> list[Any]:
-        self._socket.sendall(b"".join(map(hiredis.pack_command, commands)))
-        return [self._answer() for _ in commands]
-
-    def _answer(self) -> Any:
-        while (reply := self._reader.gets()) is False:
-            data = self._socket.recv(262_144)
-            if not data:
-                raise SystemExit("Redis closed the connection")
-            self._reader.feed(data)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
 
 
 def replies(wire: Wire, group: str, streams: Sequence[bytes], entries: int) -> Iterator[Reply]:

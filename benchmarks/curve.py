@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 720, 620
-LEFT, RIGHT, TOP, GAP, BOTTOM = 80, 20, 40, 70, 90
+LEFT, RIGHT, TOP, GAP, BOTTOM = 80, 40, 40, 70, 90
 STYLES = {
     "all streams active": ("#1f6feb", ""),
     "1 % of them active": ("#d1242f", "6 4"),
-    "devices in 64 sharded streams": ("#1a7f37", "2 3"),
+    "as many devices in 64 shards": ("#1a7f37", "2 3"),
 }
 PANELS = (("readings/s, one worker", ""), ("% of a core while nothing comes", ": idle worker"))
 _CASE = re.compile(r"^([\d,]+) (streams, (?P<active>\d+) % active|devices in \d+ shards)$")
@@ -41,7 +41,7 @@ def lines(figures: dict[str, Any], suffix: str) -> dict[str, list[Point]]:
         case = _CASE.match(name.removesuffix(suffix)) if name.endswith(suffix) else None
         if not case:
             continue
-        style = "devices in 64 sharded streams"
+        style = "as many devices in 64 shards"
         if case["active"]:
             style = "all streams active" if case["active"] == "100" else "1 % of them active"
         streams = int(case[1].replace(",", ""))

@@ -39,7 +39,11 @@ class Worker:
     ) -> None:
         """`news` is told of each line that the worker logs; workers that are watched together share it."""
         self.entries = 0  # settled, by its log
-        self.first: dict[str, tuple[float, float, int]] = {}  # event: when, CPU time, entries by then
+        self.batches: list[tuple[float, int]] = []  # when it said so, and how many entries
+        self.first: dict[
+            str, tuple[float, float]
+        ] = {}  # event: when it was first logged, and CPU time by then
+        self.found_at = 0.0  # Unix time of the last time it said that it has found new streams
         self._tail: deque[str] = deque(maxlen=8)
         self._news = news
         environment = {
@@ -71,8 +75,12 @@ class Worker:
             with contextlib.suppress(ValueError), self._news:
                 told = json.loads(line)
                 name = told["event"]
-                self.first.setdefault(name, (now, self.cpu(), self.entries))
-                self.entries += told.get("entries", 0) if name == "batch" else 0
+                self.first.setdefault(name, (now, self.cpu()))
+                if name == "streams_found":
+                    self.found_at = time.time()
+                if name == "batch":
+                    self.entries += told["entries"]
+                    self.batches.append((now, told["entries"]))
                 self._news.notify_all()
         with self._news:
             self._news.notify_all()
@@ -88,6 +96,11 @@ class Worker:
 
     def wait_for(self, event: str) -> None:
         self.wait(lambda: event in self.first, START_SEC)
+
+    @property
+    def found(self) -> tuple[float, float]:
+        """When it first had found streams, and its processor time by then."""
+        return self.first["streams_found"]
 
     def cpu(self) -> float:
         """Seconds of processor time so far, user and system."""
@@ -120,7 +133,8 @@ class Worker:
 class Drained(NamedTuple):
     """How a backlog was drained: from when every worker had found the streams to the last entry settled.
 
-    `entries` are those of that time; processor time is of all workers together, memory of the largest.
+    `entries` are those of that time. `cpu` is the processor time of all workers for an entry, from when
+    each had found the streams; memory is that of the largest.
     """
 
     seconds: float
@@ -133,7 +147,7 @@ class Drained(NamedTuple):
 
     def cpu_us(self, readings_per_entry: float) -> float:
         """Microseconds of processor time a reading."""
-        return self.cpu * 1e6 / (self.entries * readings_per_entry)
+        return self.cpu * 1e6 / readings_per_entry
 
 
 @contextlib.contextmanager
@@ -154,22 +168,21 @@ def watch(started: Sequence[Worker], entries: int) -> Drained:
     """Wait until workers have settled `entries` by their logs."""
     for worker in started:
         worker.wait_for("streams_found")
-    began = max(worker.first["streams_found"][0] for worker in started)
-    # With several, one may be at work already when the last has found its streams.
-    before = [worker.entries if len(started) > 1 else 0 for worker in started]
-    used = [worker.cpu() if len(started) > 1 else worker.first["streams_found"][1] for worker in started]
-    if len(started) > 1:
-        began = time.perf_counter()
 
     def done() -> int:
         return sum(worker.entries for worker in started)
 
     while (reached := done()) < entries:
         started[0].wait(partial(_beyond, done, reached), STALL_SEC)
-    seconds = time.perf_counter() - began
-    cpu = sum(worker.cpu() - earlier for worker, earlier in zip(started, used, strict=True))
+    cpu = sum(worker.cpu() - worker.found[1] for worker in started)
     peak = max(worker.peak_mb() for worker in started)
-    return Drained(seconds, entries - sum(before), cpu, peak)
+    batches = [batch for worker in started for batch in worker.batches]
+    ended = max(when for when, _ in batches)
+    began = max(worker.found[0] for worker in started)
+    if began >= ended:  # one had done everything before the last had found its streams
+        began = min(worker.found[0] for worker in started)
+    before = sum(count for when, count in batches if when < began)
+    return Drained(ended - began, entries - before, cpu / entries, peak)
 
 
 def _beyond(done: Callable[[], int], reached: int) -> bool:

@@ -8,86 +8,35 @@ for its timestamp. Another connection asks for new rows of the probe, again and 
 So a latency is what the clock says less the timestamp; it is too long by one asking at most, and how
 long that takes is among the figures.
 
-Then the same at 100 readings/s while a backlog of another stream drains, which holds --entries: only probes
-that were sent while it did.
+Then the same at 100 readings/s while a backlog of another stream, of --entries, drains: only probes sent
+from when the worker has found it until it is drained.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from multiprocessing.synchronize import Event
+from typing import NamedTuple
 
 import psycopg
 
 import redis_client
 from benchmarks import bench
-from benchmarks.bare import Command, Wire
 from benchmarks.bench import Figures
 from benchmarks.daemons import Worker, workers
+from benchmarks.feeder import PROBE, STREAMS, TICKS, Feeder, feeder
 from benchmarks.workloads import START, Backlog, Flat
 
-STREAMS = 100
-TICKS = 100  # a second
 LONGEST_SEC = 120.0
-_PROBE = "mqtt_stream:probe:sent"
 _HIDDEN = "hidden"  # no worker reads what does not match STREAM_PATTERN
 _NEW = f"""
     select "timestamp" from {bench.TABLE}
-    where device_id = 'probe' and sensor_type = 'sent' and "timestamp" > %s order by "timestamp"
+    where device_id = %s and sensor_type = %s and "timestamp" > %s order by "timestamp"
 """
-_SPAWN = multiprocessing.get_context("spawn")
-
-
-def feed(url: str, rate: int, ready: Event, stop: Event, tell: Callable[[int], None]) -> None:
-    """Add readings at `rate` a second until `stop`; tell how many probes were among them."""
-    with redis_client.connect(url, timeout_sec=60) as client:
-        wire = Wire(client)
-        ticks = min(TICKS, rate)
-        ready.set()
-        began = time.perf_counter()
-        tick = number = 0
-        while not stop.is_set():
-            time.sleep(max(0.0, began + tick / ticks - time.perf_counter()))
-            due = (tick + 1) * rate // ticks - tick * rate // ticks
-            others: list[Command] = [
-                ("XADD", f"mqtt_stream:live-{n % STREAMS}:count", "*", "value", str(n))
-                for n in range(number, number + due - 1)
-            ]
-            number += due
-            tick += 1
-            now = str(time.time_ns() // 1000)
-            wire.ask_all([("XADD", _PROBE, "*", "value", str(tick), "timestamp", now), *others])
-        tell(tick)
-
-
-@contextlib.contextmanager
-def feeding(url: str, rate: int) -> Iterator[Callable[[], int]]:
-    """While a process feeds. What it yields ends that, and answers how many probes were sent."""
-    ready, stop, counted = _SPAWN.Event(), _SPAWN.Event(), _SPAWN.SimpleQueue()
-    process = _SPAWN.Process(target=feed, args=(url, rate, ready, stop, counted.put), daemon=True)
-    process.start()
-
-    def end() -> int:
-        stop.set()
-        return int(counted.get())
-
-    try:
-        if not ready.wait(60):
-            raise SystemExit("what feeds the streams did not start")
-        yield end
-    finally:
-        stop.set()
-        process.join(10)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        process.close()
 
 
 Seen = list[tuple[float, float]]
@@ -104,7 +53,7 @@ class Watcher:
     def look(self) -> Seen:
         """New rows: when they were sent, in Unix seconds, and how long they took."""
         began = time.perf_counter()
-        found = self._connection.execute(_NEW, [self.last]).fetchall()
+        found = self._connection.execute(_NEW, [*PROBE, self.last]).fetchall()
         now = time.time()
         if found:
             self.last = found[-1][0]
@@ -138,6 +87,14 @@ def note(figures: Figures, name: str, took: Sequence[float]) -> None:
     figures.add(f"{name}: longest", milliseconds[-1], "ms")
 
 
+class _Round(NamedTuple):
+    """What runs during one round."""
+
+    worker: Worker
+    watcher: Watcher
+    fed: Feeder
+
+
 class Rounds:
     """A worker of its own for each round, and everything that is measured on it."""
 
@@ -154,57 +111,62 @@ class Rounds:
         names = [*measured, "backlog"]
         for counts, order in bench.rounds(self._chosen, names):
             bench.empty(self._database_url)
-            with self._worker() as (worker, watcher):
+            with self._round() as one:
                 for name in order:
                     if name == "backlog":
-                        took = self._beside_backlog(worker, watcher)
+                        took = self._beside_backlog(one)
                         name = "beside a backlog"
                     else:
-                        took = self._at_rate(watcher, measured[name], self._chosen.seconds)
+                        took = self._at_rate(one, measured[name], self._chosen.seconds)
                     if counts:
                         note(self._figures, name, took)
                 if counts:
-                    self._figures.add("one asking", 1000 * statistics.median(watcher.asking), "ms")
-                    self._figures.add("memory", worker.peak_mb(), "MB")
+                    self._figures.add("one asking", 1000 * statistics.median(one.watcher.asking), "ms")
+                    self._figures.add("memory", one.worker.peak_mb(), "MB")
         self._client.close()
 
     @contextlib.contextmanager
-    def _worker(self) -> Iterator[tuple[Worker, Watcher]]:
+    def _round(self) -> Iterator[_Round]:
         """A worker that has found the streams of the feed. The backlog is there, but out of its sight."""
         self._backlog.restore()
         self._client.rename(self._flat.streams[0], _HIDDEN)
-        watcher = Watcher(self._database_url)
-        try:
-            with workers(self._redis_url, self._database_url, 1) as (worker,):
-                worker.wait_for("worker_started")
-                self._at_rate(watcher, STREAMS * TICKS, 0.5)
-                watcher.asking.clear()
-                yield worker, watcher
-        finally:
-            watcher.close()
+        with (
+            contextlib.closing(Watcher(self._database_url)) as watcher,
+            feeder(self._redis_url) as fed,
+            workers(self._redis_url, self._database_url, 1) as (worker,),
+        ):
+            worker.wait_for("worker_started")
+            one = _Round(worker, watcher, fed)
+            self._at_rate(one, STREAMS * TICKS, 0.2)
+            watcher.asking.clear()
+            yield one
 
-    def _at_rate(self, watcher: Watcher, rate: int, seconds: float) -> list[float]:
+    def _at_rate(self, one: _Round, rate: int, seconds: float) -> list[float]:
         seen: Seen = []
-        with feeding(self._redis_url, rate) as end:
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                seen += watcher.look()
-            return [took for _, took in rest(watcher, seen, end())]
+        one.fed.feed(rate)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            seen += one.watcher.look()
+        return [took for _, took in rest(one.watcher, seen, one.fed.stop())]
 
-    def _beside_backlog(self, worker: Worker, watcher: Watcher) -> list[float]:
-        """From when the backlog is in sight until it is drained."""
-        wanted = worker.entries + self._chosen.entries  # and the few live entries beside it
+    def _beside_backlog(self, one: _Round) -> list[float]:
+        """From when the worker has found the backlog until it is drained."""
+        wanted = one.worker.entries + self._chosen.entries  # and the few live entries beside it
         seen: Seen = []
-        with feeding(self._redis_url, TICKS) as end:
-            self._client.rename(_HIDDEN, self._flat.streams[0])
-            shown, deadline = time.time(), time.monotonic() + LONGEST_SEC
-            while worker.entries < wanted:
-                seen += watcher.look()
-                if time.monotonic() > deadline:
-                    raise SystemExit(f"the backlog was not drained within {LONGEST_SEC:.0f} s")
-            drained = time.time()
-            seen = rest(watcher, seen, end())
-        return [took for sent, took in seen if shown <= sent <= drained]
+        one.fed.feed(TICKS)
+        shown, deadline = time.time(), time.monotonic() + LONGEST_SEC
+        self._client.rename(_HIDDEN, self._flat.streams[0])
+        while one.worker.entries < wanted:
+            seen += one.watcher.look()
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the backlog was not drained within {LONGEST_SEC:.0f} s")
+        drained = time.time()
+        seen = rest(one.watcher, seen, one.fed.stop())
+        found = max(shown, one.worker.found_at)
+        took = [took for sent, took in seen if found <= sent <= drained]
+        if not took:
+            raise SystemExit("no reading was sent while the backlog drained: it takes more --entries")
+        return took
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

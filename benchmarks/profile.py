@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import config
@@ -33,9 +34,13 @@ from redis_reader import RedisReader
 
 # In the order of a batch. Every function that exists counts towards its stage; at least one has to.
 STAGES: dict[str, tuple[str, ...]] = {
-    "read": ("redis_reader:RedisReader.read", "redis_reader:RedisReader.recover"),
-    "parse": ("parse:parse_all",),
-    "batch": ("schema:Batch.readings", "schema:decide"),
+    "read": (
+        "redis_reader:RedisReader.read",
+        "redis_reader:RedisReader.read_ahead",
+        "redis_reader:RedisReader.recover",
+    ),
+    "parse": ("parse:parse_all", "batches:parse_batch"),
+    "batch": ("schema:Batch.readings", "schema:decide", "fates:decide"),
     "registry": (
         "registry:Registry.note",
         "registry:Registry.refused",
@@ -109,6 +114,7 @@ def measured(clocks: Clocks) -> Iterator[list[str]]:
     try:
         for stage, functions in STAGES.items():
             places = [place for function in functions for place in _places(function)]
+            places = [place for place in places if isinstance(place[2], (FunctionType, property))]
             for owner, name, found in places:
                 undo.append((owner, name, found))
                 if isinstance(found, property) and found.fget:
@@ -144,36 +150,66 @@ def _places(function: str) -> Iterator[tuple[Any, str, Any]]:
 
 
 def drain_here(redis_url: str, database_url: str, entries: int, clocks: Clocks) -> tuple[Spent, list[str]]:
-    """Drain the backlog with a worker in this process: what that took in all, and the stages not found."""
-    settings = config.load(redis_url=redis_url, database_url=database_url, consumer_name="bench-profile")
-    with measured(clocks) as missing:
-        service = DatabaseWriterService(settings)
-        settle = RedisReader.settle
-        began: list[float] = []
-        read = RedisReader.read
+    """Drain the backlog with a worker in this process: what that took in all, and the stages not found.
 
-        def read_and_note(reader: RedisReader, *arguments: Any, **named: Any) -> Any:
-            if not began:  # after the start, where streams were found and rules learnt
+    That is from the first read, after streams were found and rules learnt, to the end of the last batch.
+    """
+    settings = config.load(redis_url=redis_url, database_url=database_url, consumer_name="bench-profile")
+    began: list[float] = []
+    ended: list[float] = []
+    with measured(clocks) as missing, redirected() as redirect:
+        service = DatabaseWriterService(settings)
+
+        def before_read() -> None:
+            if not began:
                 clocks.spent.clear()
                 began[:] = [time.process_time(), time.perf_counter()]
-            return read(reader, *arguments, **named)
 
-        def settle_and_count(reader: RedisReader, *arguments: Any, **named: Any) -> None:
-            settle(reader, *arguments, **named)
+        def after_settle() -> None:
+            ended[:] = [time.process_time(), time.perf_counter()]
+            stop_when_done()
+
+        def stop_when_done() -> None:
             if service.stats.messages_written >= entries:
                 service.stop()
 
-        setattr(RedisReader, "read", read_and_note)  # noqa: B010  mypy does not like the other way
-        setattr(RedisReader, "settle", settle_and_count)  # noqa: B010
-        try:
-            service.run()
-        finally:
-            setattr(RedisReader, "read", read)  # noqa: B010
-            setattr(RedisReader, "settle", settle)  # noqa: B010
-        whole = Spent(time.process_time() - began[0], time.perf_counter() - began[1])
+        redirect("read", before_read, None)
+        redirect("settle", None, after_settle)
+        redirect("upkeep", None, stop_when_done)  # what was settled may be counted only later
+        service.run()
     if service.stats.messages_written != entries:
         raise SystemExit(f"the worker settled {service.stats.messages_written} of {entries} entries")
-    return whole, missing
+    return Spent(ended[0] - began[0], ended[1] - began[1]), missing
+
+
+Hook = Callable[[], None] | None
+
+
+@contextmanager
+def redirected() -> Iterator[Callable[[str, Hook, Hook], None]]:
+    """Calls something before and after a method of the reader; undone at the end."""
+    undo: dict[str, Any] = {}
+
+    def redirect(name: str, before: Hook, after: Hook) -> None:
+        inner = undo[name] = vars(RedisReader)[name]
+
+        @wraps(inner)
+        def outer(*arguments: Any, **named: Any) -> Any:
+            if before:
+                before()
+            try:
+                return inner(*arguments, **named)
+            finally:
+                if after:
+                    after()
+
+        setattr(RedisReader, name, outer)
+
+    try:
+        yield redirect
+    finally:
+        for name, inner in undo.items():
+            setattr(RedisReader, name, inner)
 
 
 def profile(

@@ -20,7 +20,7 @@ import redis_client
 from benchmarks import bench
 from benchmarks.bench import Figures
 from benchmarks.daemons import books, drain
-from benchmarks.workloads import START, Backlog, Flat, Row, batches, copy
+from benchmarks.workloads import START, Backlog, Flat, Row, batches, copy, is_one_in
 from ops.ledger import Books
 
 EVERY = 100
@@ -36,12 +36,14 @@ class Deliveries:
         self._figures = figures
         good = Flat(chosen.entries)
         rows = list(good.rows())
-        self._bad = chosen.entries // EVERY
-        self._there: dict[str, list[Row]] = {"all duplicates": rows, "1 % duplicates": rows[::EVERY]}
+        bad = Flat(chosen.entries, bad_every=EVERY)
+        self._bad = bad.entries - bad.readings
+        some = [row for n, row in enumerate(rows) if is_one_in(EVERY, n, good.series)]
+        self._there: dict[str, list[Row]] = {"all duplicates": rows, "1 % duplicates": some}
         with redis_client.connect(self._redis_url, timeout_sec=120) as client:
             self._good_backlog = Backlog(client, good)
-            self._bad_backlog = Backlog(client, Flat(chosen.entries, bad_every=EVERY))
-            for counts, order in bench.rounds(chosen, RUNS):
+            self._bad_backlog = Backlog(client, bad)
+            for counts, order in bench.rounds(chosen, chosen.kinds):
                 for name in order:
                     self._deliver(name, counts)
 
@@ -70,6 +72,7 @@ class Deliveries:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = bench.command_line(__doc__, entries=200_000, short=60_000)
     parser.add_argument("--workers", type=int, default=1, choices=range(1, 17), metavar="K")
+    parser.add_argument("--kinds", nargs="+", choices=RUNS, default=RUNS)
     bench.add_rules_option(parser)
     chosen = bench.parse(parser, arguments)
     figures = Figures("redelivery")

@@ -94,7 +94,7 @@ class Scale:
 
     def _idle(self, worker: Worker) -> tuple[float, float]:
         """Percent of a core that worker and Redis use while nothing comes."""
-        time.sleep(1.0)  # what is due after a drain is no idling
+        time.sleep(min(1.0, self._chosen.idle_sec))  # what is due after a drain is no idling
         began, used, server = time.perf_counter(), worker.cpu(), redis_cpu(self._client)
         time.sleep(self._chosen.idle_sec)
         seconds = time.perf_counter() - began

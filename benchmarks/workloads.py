@@ -68,7 +68,7 @@ class Workload(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """One reading an entry, in turn over one stream a series. Every `bad_every`th is no number; 0: none.
+    """One reading an entry, in turn over one stream a series. One in `bad_every` is no number; 0: none.
 
     `first_ms`: the time in the first entry's ID, in milliseconds since 1970.
     """
@@ -80,7 +80,7 @@ class Flat:
 
     @property
     def readings(self) -> int:
-        return self.entries - (self.entries // self.bad_every if self.bad_every else 0)
+        return self.entries - sum(map(self._is_bad, range(self.entries)))
 
     @property
     def streams(self) -> Sequence[str]:
@@ -105,7 +105,7 @@ class Flat:
             yield Row(f"dev-{series}", "temperature", START + turn, message, values[n % len(values)])
 
     def _is_bad(self, n: int) -> bool:
-        return bool(self.bad_every) and (n + 1) % self.bad_every == 0
+        return bool(self.bad_every) and is_one_in(self.bad_every, n, self.series)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +198,11 @@ class Packed:
             message = _message(n)
             for sensor, value in zip(SENSORS, day[n % len(day)], strict=True):
                 yield Row(f"bench-{device}", sensor, START + turn, message, value)
+
+
+def is_one_in(every: int, n: int, series: int) -> bool:
+    """Whether the `n`th is one of `every`, so that in each turn over the series others are."""
+    return (n + n // series) % every == every - 1
 
 
 def _message(n: int) -> bytes:
