@@ -144,9 +144,11 @@ class DatabaseWriterService:
         except psycopg.OperationalError as error:
             raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
         self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
-        # Rules and registry stay: the collector need not look at a hundred thousand of them again.
+        # Rules and registry stay: the collector need not look at a hundred thousand of them again. Nor
+        # often at batches: they are many small objects without cycles, which go by themselves.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(100_000, 20, 20)
         self._running = True
         if self.publisher:
             self.publisher.start()

@@ -84,8 +84,10 @@ class Portions:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         once: list[int] = []
         twins: list[int] = []
+        last = None
         for index in order:
-            (twins if once and keys[once[-1]] == keys[index] else once).append(index)
+            (twins if keys[index] == last else once).append(index)
+            last = keys[index]
         return once, twins
 
     def _store(self, part: Sequence[int], staged: bool) -> None:

@@ -22,7 +22,7 @@ _KEY = struct.Struct(">iqi16s")
 _NUMBER_ROW = struct.Struct(">iqi16sidii")  # timestamp, message_id, value, and two NULLs
 _NUMBER = struct.Struct(">id")
 _LENGTH = struct.Struct(">i")
-_ORDINAL = struct.Struct(">ii")
+_ORDINAL = struct.Struct(">hii")  # how many columns, and the first
 
 
 def encode(readings: Iterable[Reading]) -> bytes:
@@ -47,11 +47,20 @@ def encode(readings: Iterable[Reading]) -> bytes:
 def encode_numbered(readings: Iterable[Reading]) -> bytes:
     """COPY data for `ORDINAL` and `COLUMNS`: each row begins with its place in `readings`."""
     parts = [_HEADER]
-    width = struct.pack(">h", len(COLUMNS) + 1)
+    add = parts.append
+    width = len(COLUMNS) + 1
+    begin, pack = _ORDINAL.pack, _NUMBER_ROW.pack
+    last_device, last_sensor, series = "", "", b""
     for ordinal, (device, sensor, micros, message, value, text, metadata) in enumerate(readings):
-        parts.append(width + _ORDINAL.pack(4, ordinal) + _text(device) + _text(sensor))
-        parts.append(_odd_row(micros, message, value, text, metadata))
-    parts.append(_TRAILER)
+        if device is not last_device or sensor is not last_sensor:
+            last_device, last_sensor, series = device, sensor, _text(device) + _text(sensor)
+        add(begin(width, 4, ordinal))
+        add(series)
+        if value is not None and metadata is None:
+            add(pack(8, micros - _EPOCH_2000_US, 16, message, 8, value, -1, -1))
+        else:
+            add(_odd_row(micros, message, value, text, metadata))
+    add(_TRAILER)
     return b"".join(parts)
 
 

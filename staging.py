@@ -27,23 +27,38 @@ _STAGE = sql.SQL(
     """
 )
 _COPY_STAGE = sql.SQL("copy sluice_staging ({columns}) from stdin (format binary)")
+# The places of the rows that did not go in. Of rows with the same key the first may.
 _MERGE = sql.SQL(
     """
-    insert into {table} ({columns})
-    select {columns} from sluice_staging order by device_id, sensor_type, "timestamp", message_id, n
-    on conflict do nothing
-    returning device_id, sensor_type, (extract(epoch from "timestamp") * 1000000)::bigint, message_id
+    with staged as materialized (
+        select *, row_number() over (
+            partition by device_id, sensor_type, "timestamp", message_id order by n
+        ) as turn
+        from sluice_staging
+    ), put as (
+        insert into {table} ({columns})
+        select {columns} from staged where turn = 1
+        order by device_id, sensor_type, "timestamp", message_id
+        on conflict do nothing
+        returning device_id, sensor_type, "timestamp", message_id
+    )
+    select coalesce(array_agg(n), array[]::int[])
+    from staged left join put using (device_id, sensor_type, "timestamp", message_id)
+    where put.message_id is null or turn > 1
     """
 )
 _DAYS = sql.SQL('(t."timestamp" >= {low} and t."timestamp" < {high})')
 # Asked in a statement of its own: it must see rows that another worker committed during the insert.
 _CONFLICTS = sql.SQL(
     """
-    select s.n, t.value is distinct from s.value or t.value_text is distinct from s.value_text
+    select count(*), coalesce(array_agg(s.n) filter (
+        where t.value is distinct from s.value or t.value_text is distinct from s.value_text
+    ), array[]::int[])
     from sluice_staging s join {table} t using (device_id, sensor_type, "timestamp", message_id)
-    where s.n = any(%(ordinals)s) and ({within})
+    where ({within}) {which}
     """
 )
+_THESE = sql.SQL("and s.n = any(%(ordinals)b)")
 
 
 def copy_rows(connection: BoundedConnection, table: str, readings: Sequence[Reading]) -> None:
@@ -68,29 +83,26 @@ def merge_rows(
     rows at the same time.
     """
     data = rows.encode_numbered(readings)
-    with connection.cursor() as cursor:
+    with connection.cursor(binary=True) as cursor:
         cursor.execute(_STAGE)
         with cursor.copy(_fill(_COPY_STAGE, table, (rows.ORDINAL, *rows.COLUMNS))) as copy:
             copy.write(data)
-        cursor.execute(_fill(_MERGE, table, rows.COLUMNS))
-        inserted = {(device, sensor, micros, message.bytes) for device, sensor, micros, message in cursor}
-        there = []
-        for n, reading in enumerate(readings):
-            if reading.key in inserted:
-                inserted.remove(reading.key)
-            else:
-                there.append(n)
+        ((there,),) = cursor.execute(_fill(_MERGE, table, rows.COLUMNS)).fetchall()
         if not there:
             return None
-        within = _within(days_of(readings[n] for n in there))
-        query = _CONFLICTS.format(table=sql.Identifier(table), within=within)
-        found = dict(cursor.execute(query, {"ordinals": there}).fetchall())
-        if len(found) != len(there):
-            raise RowsMissing(f"the table holds {len(found)} of {len(there)} rows that did not go in")
-        conflicts = {n for n, differs in found.items() if differs}
+        query = _CONFLICTS.format(
+            table=sql.Identifier(table),
+            within=_within(days_of(readings[n] for n in there)),
+            which=_THESE if len(there) < len(readings) else sql.SQL(""),
+        )
+        ((found, differing),) = cursor.execute(query, {"ordinals": there}).fetchall()
+        if found != len(there):
+            raise RowsMissing(f"the table holds {found} of {len(there)} rows that did not go in")
     fates: list[Answer] = [RowFate.STORED] * len(readings)
     for n in there:
-        fates[n] = conflict(readings[n]) if n in conflicts else RowFate.DUPLICATE
+        fates[n] = RowFate.DUPLICATE
+    for n in differing:
+        fates[n] = conflict(readings[n])
     return fates
 
 
