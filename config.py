@@ -70,7 +70,7 @@ class Settings(DashboardSettings, QuerySettings, EdgeSettings, _DatabaseSettings
         max_length=200,
         description="name of this worker, unique in the group; default host name and process id",
     )
-    batch_size: int = Field(5000, ge=1, le=100_000, description="most readings in one transaction")
+    batch_size: int = Field(10_000, ge=1, le=100_000, description="most readings in one transaction")
     batch_timeout_sec: float = Field(1.0, gt=0, le=60, description="longest block on an idle read")
     processing_interval_sec: float = Field(0.0, ge=0, le=10, description="pause after each batch")
     max_deliveries: int = Field(

@@ -62,7 +62,7 @@ class WriterOptions:
     url: str
     table: str = "sensor_readings"
     enable_timescale: bool = False
-    batch_size: int = 5000
+    batch_size: int = 10_000
     timeout_sec: float = 30.0
     retention_days: int = 0
     partitions_ahead_days: int = 3

@@ -52,7 +52,7 @@ class ReaderOptions:
     consumer: str
     pattern: str = "mqtt_stream:*"
     dead_letter_stream: str = "mqtt_stream:failed"
-    batch_size: int = 5000
+    batch_size: int = 10_000
     block_sec: float = 1.0
     claim_min_idle_sec: float = 60.0
     discovery_interval_sec: float = 2.0
@@ -189,11 +189,10 @@ class RedisReader:
         return entries
 
     def read_ahead(self) -> None:
-        """Have Redis get the next batch ready while this one is written, where there is a backlog and
-        nothing else to do. Waits for nothing.
+        """Have Redis get the next batch ready while this one is written, where there is a backlog and no
+        pending entries are to be looked for. Waits for nothing.
         """
-        due = self._recovery.due or self._clock() >= self._duty_at()
-        if self._backlog and not due and not self._stop.is_set():
+        if self._backlog and not self._recovery.due and not self._stop.is_set():
             self._asked_for = self._budget
             self._rounds.ask_ahead(self._budget)
 
@@ -256,12 +255,12 @@ class RedisReader:
 
     def _read(self, until: float) -> Sequence[Entry]:
         budget = self._budget
+        if self._clock() >= self._streams.next_discovery:
+            self._streams.discover()
         if self._rounds.under_way:
             budget = self._asked_for
             entries, asked = self._rounds.take()
         else:
-            if self._clock() >= self._streams.next_discovery:
-                self._streams.discover()
             entries, asked = self._rounds.read(budget, self._next_due(until))
         if len(entries) < budget:
             self._caught_up = max(self._caught_up, asked)
@@ -278,11 +277,13 @@ class RedisReader:
 
     def _next_due(self, until: float) -> float:
         """Until when a read may wait at most: `until`, or what is due next, or BATCH_TIMEOUT_SEC."""
-        return min(until, self._duty_at(), self._clock() + self._options.block_sec)
-
-    def _duty_at(self) -> float:
-        """When something other than reading is due, by the clock."""
-        return min(self._streams.next_discovery, self._sharing.next_beat, self._next_lease)
+        return min(
+            until,
+            self._streams.next_discovery,
+            self._sharing.next_beat,
+            self._next_lease,
+            self._clock() + self._options.block_sec,
+        )
 
     def _adapt(self, entries: Sequence[Entry]) -> None:
         """Read more when reads come back full, less when they are heavy or entries hold many readings."""

@@ -10,7 +10,7 @@ from math import inf
 
 import redis
 
-from ahead import Ahead, plan
+from ahead import Ahead, Asked, plan
 from entries import Block, Entries
 from polling import Polling
 from redis_client import CHUNK
@@ -43,6 +43,8 @@ class Rounds:
         self._busy: list[bytes] = []  # streams that had more than their share in the last round
         self._idle = False  # the last read brought nothing
         self._asked_at = -inf  # when what is read ahead was asked for
+        self._quiet_asked: Sequence[bytes] = ()  # the quiet streams among it
+        self._heals = 0  # of the streams, by then
 
     def read(self, budget: int, due: float) -> tuple[Entries, float]:
         """Entries, waiting for them until `due` by the clock; and until when these were all there were,
@@ -71,14 +73,20 @@ class Rounds:
         self._polling.follow(self._streams.share)
         many = self._many(budget)
         streams = self._polling.hot if many else self._streams.share
-        if not streams or (many and self._clock() >= self._polling.wake_at):
+        self._asked_at, self._heals = self._clock(), self._streams.heals
+        self._quiet_asked = self._quiet_due(budget) if many else ()
+        asked: list[Asked] = []
+        if streams and len(self._quiet_asked) < budget:
+            start = self._position % len(streams)
+            known = set(streams)
+            busy = [stream for stream in self._busy if stream in known]
+            left = budget - len(self._quiet_asked)
+            asked = plan([*streams[start:], *streams[:start]], busy, left)
+            self._position = start + sum(len(one.streams) for one in asked if one.most == asked[0].most)
+        if self._quiet_asked:
+            asked.insert(0, Asked(self._quiet_asked, 1))
+        if not asked:
             return
-        start = self._position % len(streams)
-        known = set(streams)
-        busy = [stream for stream in self._busy if stream in known]
-        asked = plan([*streams[start:], *streams[:start]], busy, budget)
-        self._position = start + sum(len(one.streams) for one in asked if one.most == asked[0].most)
-        self._asked_at = self._clock()
         with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):  # `take` says so
             self._ahead.read(asked)
 
@@ -89,8 +97,16 @@ class Rounds:
         full = (block[0] for asked, some in found for block in some if len(block[1]) >= asked.most)
         self._busy = list(dict.fromkeys(full))
         self._idle = not blocks
+        if self._quiet_asked and self._heals == self._streams.heals:
+            self._polling.asked(len(self._quiet_asked), self._asked_at)
         self._polling.heard({stream for stream, _ in blocks})
         return Entries(blocks), self._asked_at
+
+    def _quiet_due(self, budget: int) -> Sequence[bytes]:
+        """Quiet streams whose turn it is, of one part."""
+        if self._clock() < self._polling.wake_at:
+            return ()
+        return self._polling.due()[0][:budget]
 
     @property
     def under_way(self) -> bool:

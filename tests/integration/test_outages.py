@@ -167,7 +167,9 @@ def test_readers_are_told_once_of_a_batch_whose_connection_was_cut(
 
         wait_until(all_heard)
     news = [one for told in heard if isinstance(told, Newest) for one in told.readings]
-    assert [one for one in news if one.device_id == "d"] == [News(*many[-1][:3], many[-1].value)]
+    assert [one for one in news if one.device_id == "d"] == [
+        News(*many[-1][:3], many[-1].value, span_us=many[-1].timestamp_us - many[0].timestamp_us)
+    ]
 
 
 def naive(url: str, readings: list[Reading]) -> None:

@@ -173,6 +173,6 @@ def test_a_database_without_schema_is_refused_before_anything_is_read(
 ) -> None:
     add(client, "mqtt_stream:d:t", [{"value": "1"}])
     service = DatabaseWriterService(settings_for(Database(empty_database, timescale=False), redis_url))
-    with pytest.raises(SchemaMismatch, match=r"found no revision, need 0003_thresholds"):
+    with pytest.raises(SchemaMismatch, match=r"found no revision, need 0004_rollups"):
         service.run()
     assert redis_client.execute(client, "XINFO GROUPS", "mqtt_stream:d:t") == []
