@@ -62,15 +62,18 @@ class Ahead:
     def take(self) -> list[tuple[Asked, list[Block]]]:
         """What each read has brought."""
         asked, self._asked = self._asked, ()
-        found = []
-        for one in asked:
+        return [(one, self._reply(one)) for one in asked]
+
+    def _reply(self, one: Asked) -> list[Block]:
+        try:
+            return self._line.take(self._read_on) or []
+        except ResponseError as error:
             try:
-                reply = self._line.take(self._read_on)
-            except ResponseError as error:
                 self._streams.mend(error, one.streams)
-                reply = None
-            found.append((one, reply or []))
-        return found
+            except ResponseError:
+                self._line.drop()  # or what comes behind would be taken for the answer to something else
+                raise
+            return []
 
     def settle(self, settled: Sequence[Settled]) -> None:
         """Let go of these: at once, or, while something is being read, behind that; then `confirm` has to

@@ -76,6 +76,8 @@ class Alerting:
 
         To be called last before COMMIT. Raises psycopg errors; whatever it wrote goes with a rollback.
         """
+        if self._rules.quiet(stored) and not self._anything_open(connection):
+            return Judged()
         runs = list(self._rules.runs(stored))
         if not runs:
             return Judged()
@@ -93,6 +95,17 @@ class Alerting:
         owners = {alert.series[0]: self._owner_of(alert.series[0]) for _, alert in changes.new}
         alert_store.write(connection, changes, publish=self._publish, owners=owners)
         return judged
+
+    def _anything_open(self, connection: BoundedConnection) -> bool:
+        """Whether any alert is open, asked under the shared lock: until COMMIT nobody opens one."""
+        if not self._rules:
+            return False
+        if not self._open:
+            alert_store.lock(connection, exclusive=False)
+            self._open, self._number = alert_store.opened_since(connection, self._number)
+            if self._open:
+                alert_store.unlock(connection)
+        return bool(self._open)
 
     def committed(self, judged: Judged) -> None:
         """The transaction of these changes has committed."""

@@ -49,7 +49,7 @@ def parse_batch(parser: Parser, entries: Sequence[Entry], now_us: int, redeliver
                     carried.update(_name(found, table.fields[_MID], begin))
         distinct = distinct and table is not None and _MID not in table.fields and _VALUE in table.fields
         if None in found:
-            _look_at(parser, blocks, begin, found, others, now_us)
+            _look_at(parser, entries, begin, found, others, now_us)
         readings += _in_order(found, begin, others)
         begin += len(rows)
     if not distinct:
@@ -160,23 +160,20 @@ def _name(found: list[Reading | None], mids: Sequence[bytes], begin: int) -> Ite
 
 def _look_at(
     parser: Parser,
-    blocks: Sequence[Block],
+    entries: Sequence[Entry],
     begin: int,
     found: list[Reading | None],
     others: dict[int, Parsed],
     now_us: int,
 ) -> None:
-    """Parse by themselves the entries that `found` has no reading of."""
-    place = 0
-    for stream, rows in blocks:
-        for entry_id, fields in rows:
-            if found[place] is None and begin + place not in others:
-                parsed = parser.parse(Entry(stream, entry_id, fields or ()), now_us)
-                if parsed.plain:
-                    found[place] = parsed.readings[0]
-                else:
-                    others[begin + place] = parsed
-            place += 1
+    """Parse by themselves the entries, from the place `begin` on, that `found` has no reading of."""
+    strange = [place for place, one in enumerate(found) if one is None and begin + place not in others]
+    for place in strange:
+        parsed = parser.parse(entries[begin + place], now_us)
+        if parsed.plain:
+            found[place] = parsed.readings[0]
+        else:
+            others[begin + place] = parsed
 
 
 def _in_order(found: list[Reading | None], begin: int, others: dict[int, Parsed]) -> list[Reading]:

@@ -31,6 +31,7 @@ from sharing import Sharing
 from streams import Streams
 from trimming import Trimmer
 
+CYCLE_SEC = 0.2  # what one batch should take at most: who comes now waits for up to three
 READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
 
 
@@ -132,6 +133,8 @@ class RedisReader:
         self._asked_for = 0  # of what is read ahead, how many entries at most
         self._backlog = False  # the last read brought about as much as was asked for
         self._readings_per_entry = 1.0
+        self._given_at = 0.0  # when the last entries were handed out
+        self._in_a_cycle = options.batch_size  # how many entries a worker stores in CYCLE_SEC
         self._caught_up = -inf
         self._next_lease = self._next_trim = 0.0
 
@@ -186,6 +189,7 @@ class RedisReader:
         """
         entries = self._patience.call(lambda: self._read(until), on_error=self._recovery.want_own)
         self._stats.messages_read += len(entries)
+        self._given_at = self._clock()
         return entries
 
     def read_ahead(self) -> None:
@@ -223,6 +227,9 @@ class RedisReader:
         self._stats.readings_skipped += outcome.readings_skipped
         readings = outcome.readings_stored + outcome.readings_duplicate + outcome.readings_rejected
         average = max(1.0, readings / max(1, len(outcome.settled)))
+        took = self._clock() - self._given_at
+        if took > CYCLE_SEC / 4:  # of less nothing can be told
+            self._in_a_cycle = int(len(outcome.settled) * CYCLE_SEC / took)
         self._readings_per_entry = 0.5 * self._readings_per_entry + 0.5 * average
 
     def upkeep(self) -> None:
@@ -296,7 +303,7 @@ class RedisReader:
         elif len(entries) >= 0.9 * budget:
             budget *= 2
         ceiling = int(self._options.batch_size / self._readings_per_entry)
-        self._budget = max(1, min(budget, ceiling))
+        self._budget = max(1, min(budget, ceiling, max(self._options.batch_size // 2, self._in_a_cycle)))
 
     def _beat(self) -> None:
         if self._sharing.beat(self._caught_up):

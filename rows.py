@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 
 from schema import Reading
 
@@ -34,7 +35,7 @@ def encode(readings: Iterable[Reading]) -> bytes:
     last_device, last_sensor, series = "", "", b""
     for device, sensor, micros, message, value, text, metadata in readings:
         if device is not last_device or sensor is not last_sensor:
-            last_device, last_sensor, series = device, sensor, width + _text(device) + _text(sensor)
+            last_device, last_sensor, series = device, sensor, width + _name(device) + _name(sensor)
         add(series)
         if value is not None and metadata is None:
             add(pack(8, micros - _EPOCH_2000_US, 16, message, 8, value, -1, -1))
@@ -53,7 +54,7 @@ def encode_numbered(readings: Iterable[Reading]) -> bytes:
     last_device, last_sensor, series = "", "", b""
     for ordinal, (device, sensor, micros, message, value, text, metadata) in enumerate(readings):
         if device is not last_device or sensor is not last_sensor:
-            last_device, last_sensor, series = device, sensor, _text(device) + _text(sensor)
+            last_device, last_sensor, series = device, sensor, _name(device) + _name(sensor)
         add(begin(width, 4, ordinal))
         add(series)
         if value is not None and metadata is None:
@@ -77,6 +78,12 @@ def _odd_row(
             _NULL if metadata is None else _LENGTH.pack(len(metadata) + 1) + b"\x01" + metadata,
         )
     )
+
+
+@lru_cache(maxsize=16_384)
+def _name(value: str) -> bytes:
+    """As `_text`; names come again and again."""
+    return _text(value)
 
 
 def _text(value: str) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import NamedTuple
 
 from schema import Reading
@@ -98,6 +99,30 @@ class Rules:
             return self._watched[series]
         except KeyError:
             return self._look(series)
+
+    def quiet(self, readings: Sequence[Reading]) -> bool:
+        """Whether no value violates a rule, and no rule about rates or states watches any of the series.
+
+        Costs a comparison a reading where those of a series follow one another.
+        """
+        if not self._by_id:
+            return True
+        device = sensor = ""
+        low, high = -inf, inf
+        for reading in readings:
+            if reading[1] is not sensor or reading[0] is not device:
+                device, sensor = reading[0], reading[1]
+                watched = self.of((device, sensor))
+                if watched is None:
+                    low, high = -inf, inf
+                elif watched.other:
+                    return False
+                else:
+                    low, high = watched.low, watched.high
+            value = reading[4]
+            if value is not None and (value > high or value < low):
+                return False
+        return True
 
     def runs(self, readings: Sequence[Reading]) -> Iterator[Run]:
         """`readings`, sorted by key, cut into series; those that no rule watches are left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from schema import Entry, Fate
 from standalone.servers import Valkey
 from tests.faults import proxy_to
 from tests.integration.readers import GROUP, Clock, Workshop, ids, outcome
-from tests.support import add, books
+from tests.support import add, books, wait_until
 
 STREAMS = [f"mqtt_stream:d{number}:t" for number in range(5)]
 OPTIONS: dict[str, Any] = {"batch_size": 50, "discovery_interval_sec": 60.0}
@@ -198,6 +199,26 @@ def test_scripts_flushed_under_way_settle_once(workshop: Workshop, client: redis
     fill(client, 200)
     reader = workshop.reader(**OPTIONS)
     drain(reader, 1_000, lambda _: [client.script_flush()].clear())
+    check(client, 1_000)
+
+
+def test_a_redis_that_takes_no_writes_for_a_while_loses_nothing(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    """As after a failover, for whoever is still connected to the old master."""
+    fill(client, 200)
+    reader = workshop.reader(**OPTIONS)
+    steps = 0
+
+    def demote(step: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps in (5, 12, 20):
+            client.slaveof("127.0.0.1", 1)
+            threading.Timer(0.2, client.slaveof).start()
+
+    drain(reader, 1_000, demote)
+    wait_until(lambda: client.info("replication")["role"] == "master")
     check(client, 1_000)
 
 

@@ -12,9 +12,9 @@ import columns
 import values
 from batches import parse_batch
 from entries import Entries
-from fates import decide
+from fates import acknowledged, decide, letters
 from parse import Limits, Parser
-from schema import Bad, Batch, Entry, EventKind, Fate, Parsed, Reading, RowFate
+from schema import Bad, Batch, Entry, EventKind, Fate, Parsed, Reading, Reason, Rejection, RowFate
 
 NOW_US = 1_700_000_000_000_000
 EVENTS = "mqtt_stream:events"
@@ -272,3 +272,18 @@ def test_a_reading_made_in_a_column_is_a_reading() -> None:
     batch = parse_batch(Parser(LIMITS), entries_of(2), NOW_US)
     assert all(type(one) is Reading for one in batch.readings)
     assert batch.readings[0]._asdict()["sensor_type"] == "t"
+
+
+@given(st.lists(st.sampled_from([None, *RowFate]), min_size=8, max_size=8))
+def test_what_is_acknowledged_in_blocks_is_what_is_acknowledged_one_by_one(
+    answers: list[RowFate | None],
+) -> None:
+    bad = Rejection(Reason.CONFLICT, "another value")
+    batch = parse_batch(Parser(LIMITS), entries_of(8), NOW_US)
+    settled = decide(batch, [answer or bad for answer in answers], retried=False).settled
+    in_blocks, one_by_one = acknowledged(settled), acknowledged(list(settled))
+    assert {key: sorted(ids) for key, ids in in_blocks.items()} == {
+        key: sorted(ids) for key, ids in one_by_one.items()
+    }
+    assert list(letters(settled)) == list(letters(list(settled)))
+    assert len(list(letters(settled))) == answers.count(None)

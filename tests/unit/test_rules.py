@@ -119,3 +119,19 @@ def test_a_run_tells_violations_by_value_and_by_state() -> None:
     assert (run.beyond(), run.violates(rule(1)), run.violates(door)) == (False, False, True)
     (run,) = held.runs([a_reading(6, "a", "x")])
     assert (run.beyond(), run.violates(rule(1)), run.violates(door)) == (True, True, False)
+
+
+@given(
+    st.lists(some_rule, max_size=4, unique_by=lambda one: one.id),
+    st.lists(st.tuples(st.sampled_from(DEVICES), st.sampled_from(SENSORS), st.integers(-2, 7)), max_size=8),
+)
+def test_quiet_are_readings_that_no_run_has_anything_to_say_of(
+    kept: list[Rule], measured: list[tuple[str, str, int]]
+) -> None:
+    held = Rules(kept)
+    readings = sorted(
+        a_reading(number, device, sensor)._replace(value=float(value))
+        for number, (device, sensor, value) in enumerate(measured)
+    )
+    loud = any(run.beyond() or run.watched.other for run in held.runs(readings))
+    assert held.quiet(readings) is not loud
