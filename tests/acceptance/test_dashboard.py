@@ -223,7 +223,7 @@ def test_a_series_that_has_gone_silent_is_marked(
     expect(card(page, "kitchen", "temperature")).not_to_have_class(re.compile("stale"))
     database.rows("update sensor_readings set timestamp = timestamp - interval '1 hour'")
     again = opened()
-    expect(card(again, "kitchen", "temperature")).to_have_class(re.compile("stale"))
+    expect(card(again, "kitchen", "temperature")).to_have_class(re.compile("stale"), timeout=15_000)
     expect(card(again, "kitchen", "temperature").locator(".mark")).to_have_text("stale")
     expect(card(again, "kitchen", "temperature").locator(".age")).to_have_text("1 h ago")
 

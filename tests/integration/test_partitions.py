@@ -333,19 +333,22 @@ def test_dropping_while_a_reader_holds_the_table_does_not_keep_anybody_from_writ
         keeper.writer.write(batch_of([r for day in (15_000, DAY) for r in on_day(day)]))
         with Reader(plain_database):
             with capture_logs() as logs:
-                dropping = InBackground(keeper.writer.upkeep)
+                dropping = InBackground(
+                    lambda: upkeep_until(
+                        keeper, lambda: "retention_postponed" in [log["event"] for log in logs]
+                    )
+                )
                 wait_until(lambda: any(attached(plain_database).values()), what="a detach that waits")
                 outcomes = [
                     other.writer.write(batch_of([reading(50, timestamp_us=DAY * DAY_US + 50)])),
                     other.writer.write(batch_of(on_day(16_000))),
                 ]
-                dropping.result(10)
+                dropping.result()
             assert [log["event"] for log in logs].count("retention_postponed") == 1
             # The reader is still there; what was begun on the server must not go on holding the lock.
             outcomes.append(other.writer.write(batch_of(on_day(16_001))))
         assert {s.fate for outcome in outcomes for s in outcome.settled} == {Fate.STORED}
-        keeper.writer._housekeeping._next_partitions = 0.0
-        keeper.writer.upkeep()
+        upkeep_until(keeper, lambda: name(15_000) not in tables(plain_database))
     assert set(attached(plain_database)) >= {name(DAY)}
     assert name(15_000) not in tables(plain_database)
 
