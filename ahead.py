@@ -70,7 +70,7 @@ class Ahead:
         except ResponseError as error:
             try:
                 self._streams.mend(error, one.streams)
-            except ResponseError:
+            except BaseException:
                 self._line.drop()  # or what comes behind would be taken for the answer to something else
                 raise
             return []

@@ -51,6 +51,8 @@ def times(column: Sequence[bytes], latest_us: int) -> list[int | None]:
         return []
     if column[0][4:5] == b"-":
         found = _moments(column)
+    elif max(map(len, column)) > 64 or any(raw != raw.strip() for raw in column):
+        found = [None] * len(column)
     else:
         unix: list[float | None] = _decoded(column, _NUMBERS, _passed_over)
         found = _scaled(unix)
@@ -61,11 +63,20 @@ def times(column: Sequence[bytes], latest_us: int) -> list[int | None]:
 
 def payloads(column: Sequence[bytes]) -> list[Measured | None]:
     """Payloads of the form `{"ts": …, "values": {name: number, …}}`, as `payloads.members` reads them."""
-    found = _decoded(column, _MEASURED, _no_payload)
+    # A text that is not whole by itself could swallow its neighbour: it is left out.
+    whole = [
+        raw if raw[:1] == b"{" and b"\\" not in raw and not raw.count(b'"') % 2 else b"" for raw in column
+    ]
+    found = _decoded(whole, _MEASURED, _no_payload)
     return [
-        one if one is not None and raw.count(b'":') == len(one.values) + 2 - (one.ts is None) else None
+        one if one is not None and raw.count(b":") == raw.count(b'":') == _names(one) else None
         for raw, one in zip(column, found, strict=True)
     ]
+
+
+def _names(payload: Measured) -> int:
+    """How many names its text has, if none of them is repeated."""
+    return len(payload.values) + 2 - (payload.ts is None)
 
 
 def unix_times(column: Sequence[float], latest_us: int) -> list[int | None]:
@@ -97,7 +108,7 @@ def _decoded(
     """The column as a JSON array. A text that is none by itself goes to `strange`; it is found by
     quartering, which costs little, since the decoder stops where it stands.
 
-    A text with a comma makes the array longer, and none can make it shorter: so the length tells.
+    A text with a comma makes the array longer, and no number can make it shorter: so the length tells.
     """
     try:
         found = decoder.decode(b"[" + b",".join(column) + b"]")

@@ -14,7 +14,6 @@ from typing import Any, overload
 
 from schema import Entry
 
-_WEIGHED = 1000
 Row = Sequence[Any]  # an entry as a reply holds it: its ID, and its fields
 Block = tuple[bytes, Sequence[Row]]  # a stream, and entries of it
 
@@ -48,13 +47,10 @@ class Entries(Sequence[Entry]):
                 yield Entry(stream, entry_id, fields or ())
 
     def weight(self) -> int:
-        """About how many bytes their fields have. Of many entries every eighth is weighed, the first of
-        each block among them.
+        """How many bytes their fields have. All are weighed: a sample would miss one heavy device in turn
+        with light ones.
         """
-        step = 8 if len(self) > _WEIGHED else 1
-        fields = (row[1] for _, rows in self.blocks for row in rows[::step])
-        weighed = [sum(map(len, one or ())) for one in fields]
-        return len(self) * sum(weighed) // max(1, len(weighed))
+        return sum(sum(map(len, row[1] or ())) for _, rows in self.blocks for row in rows)
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -262,7 +262,7 @@ class RedisReader:
 
     def _read(self, until: float) -> Sequence[Entry]:
         budget = self._budget
-        if self._clock() >= self._streams.next_discovery:
+        if not self._stop.is_set() and self._clock() >= self._streams.next_discovery:
             self._streams.discover()
         if self._rounds.under_way:
             budget = self._asked_for

@@ -45,6 +45,7 @@ class Rounds:
         self._asked_at = -inf  # when what is read ahead was asked for
         self._quiet_asked: Sequence[bytes] = ()  # the quiet streams among it
         self._heals = 0  # of the streams, by then
+        self._all_asked = False  # every stream of the share was among it
 
     def read(self, budget: int, due: float) -> tuple[Entries, float]:
         """Entries, waiting for them until `due` by the clock; and until when these were all there were,
@@ -74,6 +75,7 @@ class Rounds:
         many = self._many(budget)
         streams = self._polling.hot if many else self._streams.share
         self._asked_at, self._heals = self._clock(), self._streams.heals
+        self._all_asked = not many
         self._quiet_asked = self._quiet_due(budget) if many else ()
         asked: list[Asked] = []
         if streams and len(self._quiet_asked) < budget:
@@ -91,7 +93,9 @@ class Rounds:
             self._ahead.read(asked)
 
     def take(self) -> tuple[Entries, float]:
-        """What was asked for ahead; the rest as `read` answers it, as if all of the budget had come."""
+        """What was asked for ahead; the rest as `read` answers it. A stream that had more, or was not
+        asked, leaves open whether there was anything else.
+        """
         found = self._ahead.take()
         blocks = [block for _, some in found for block in some]
         full = (block[0] for asked, some in found for block in some if len(block[1]) >= asked.most)
@@ -100,7 +104,8 @@ class Rounds:
         if self._quiet_asked and self._heals == self._streams.heals:
             self._polling.asked(len(self._quiet_asked), self._asked_at)
         self._polling.heard({stream for stream, _ in blocks})
-        return Entries(blocks), self._asked_at
+        whole = self._all_asked and not self._busy and self._heals == self._streams.heals
+        return Entries(blocks), self._asked_at if whole else -inf
 
     def _quiet_due(self, budget: int) -> Sequence[bytes]:
         """Quiet streams whose turn it is, of one part."""

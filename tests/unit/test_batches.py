@@ -287,3 +287,28 @@ def test_what_is_acknowledged_in_blocks_is_what_is_acknowledged_one_by_one(
     }
     assert list(letters(settled)) == list(letters(list(settled)))
     assert len(list(letters(settled))) == answers.count(None)
+
+
+def test_halves_of_payloads_that_fit_together_shift_no_neighbour() -> None:
+    payloads = [
+        b'{"values":{"a":1', b'"b":2}}', *(b'{"values":{"t":%d}}' % n for n in range(1, 5)),
+        b'{"values":{"t":98}},{"values":{"t":99}}', b'{"values":{"a}', b'{b":1}}',
+        b'{"values" :{"a":1,"a":2}}',
+    ]  # fmt: skip
+    rows = [
+        [b"1690000000001-%d" % n, [b"topic", b"devices/d%d/telemetry" % n, b"payload", payload]]
+        for n, payload in enumerate(payloads)
+    ]
+    entries = Entries([(b"mqtt_stream:shard:1", rows)])
+    batch = parse_batch(Parser(LIMITS), entries, NOW_US)
+    assert alike(told(batch)) == alike(one_by_one(entries))
+
+
+@pytest.mark.parametrize("strange", [b" 1690000000", b"1690000000\n", b"1690000000." + b"1" * 80])
+def test_a_time_is_refused_among_others_as_it_is_by_itself(strange: bytes) -> None:
+    rows = [
+        [b"1690000000001-%d" % n, [b"value", b"1", b"timestamp", time]]
+        for n, time in enumerate([b"1690000000", strange, b"1690000001"])
+    ]
+    entries = Entries([(b"mqtt_stream:a:t", rows)])
+    assert alike(told(parse_batch(Parser(LIMITS), entries, NOW_US))) == alike(one_by_one(entries))
