@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from entries import Block
 from redis_client import chunks
@@ -70,7 +70,7 @@ class Ahead:
         except ResponseError as error:
             try:
                 self._streams.mend(error, one.streams)
-            except BaseException:
+            except RedisError:
                 self._line.drop()  # or what comes behind would be taken for the answer to something else
                 raise
             return []

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import redis
 import redis.exceptions
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -51,8 +52,8 @@ def execute(client: redis.Redis | redis.client.Pipeline, *command: bytes | str |
 
 def packed(*command: bytes | str | int) -> bytes:
     """A command in the form in which it is sent (RESP), for `execute_packed`."""
-    words = [word if isinstance(word, bytes) else str(word).encode() for word in command]
-    return b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)])
+    sent: bytes = pack_command(command)  # type: ignore[arg-type]  # redis-py's own takes four times as long
+    return sent
 
 
 def execute_packed(client: redis.Redis, command: bytes) -> Any:
