@@ -79,6 +79,22 @@ class _Client(paho.Client):
             return MQTTErrorCode.MQTT_ERR_UNKNOWN
 
 
+def _ended(client: _Client) -> threading.Thread:
+    """End a client that is not wanted any more, in a thread that lasts as long as that takes.
+
+    paho's own stop waits for its thread without any limit, and that for a broker that is frozen. What is
+    left then is the pair of sockets that wakes paho's thread: of paho's calls only this one closes it.
+    """
+
+    def end() -> None:
+        client.loop_stop()
+        client.reinitialise()
+
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    return ending
+
+
 class Link:
     """One connection, made again whenever it is lost, with 1 to 30 s between attempts.
 
@@ -163,6 +179,7 @@ class Link:
             answered.wait(timeout)
 
     def _replace(self) -> None:
+        _ended(self.client)
         self.client = self._made()
         self.generation += 1
         self.start()
@@ -187,10 +204,7 @@ class Link:
         self.connected, self._away = False, True  # so that this end of the connection is not told as a loss
         self.client.disconnect()
         self.drop()
-        # paho's own stop waits for its thread without any limit, and that for a broker that is frozen.
-        ending = threading.Thread(target=self.client.loop_stop, daemon=True)
-        ending.start()
-        ending.join(max(0.0, began + timeout - self._clock()))
+        _ended(self.client).join(max(0.0, began + timeout - self._clock()))
 
     def _made(self) -> _Client:
         options = self._options

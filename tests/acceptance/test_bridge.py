@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import redis_client
 from standalone.servers import Valkey
-from tests.broker import Broker, Mosquitto, running
+from tests.broker import Broker, Mosquitto, end, running
 from tests.conftest import require
 from tests.support import Daemon, Database, books, everything_settled, wait_until
 
@@ -159,7 +159,7 @@ def publish_large(broker: Broker) -> None:
     for one in sent:
         one.wait_for_publish(60)
     client.disconnect()
-    client.loop_stop()
+    end(client)
 
 
 def test_a_redis_that_is_frozen_makes_the_broker_wait_and_no_memory_grow(

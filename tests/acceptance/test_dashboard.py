@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 from websockets.sync.client import connect
 
 from standalone.mqtt_broker import free_port
-from tests.broker import Broker, running
+from tests.broker import Broker, end, running
 from tests.support import Daemon, Database, is_needed, wait_until
 
 PASSWORD = "correct horse battery"
@@ -85,7 +85,7 @@ class Chain:
 
     def close(self) -> None:
         self._sensor.disconnect()
-        self._sensor.loop_stop()
+        end(self._sensor)
         for daemon in self.daemons:
             if daemon.process.poll() is None:
                 daemon.kill()

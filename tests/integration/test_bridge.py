@@ -31,7 +31,7 @@ from retry import StopFlag
 from setting_types import Layout, WhenFull
 from standalone.mqtt_broker import ANYBODY
 from standalone.servers import Valkey
-from tests.broker import Broker, Mosquitto, running
+from tests.broker import Broker, Mosquitto, end, running
 from tests.conftest import require
 from tests.faults import Proxy, proxy_to
 from tests.support import ROOT, Database, books, everything_settled, settings_for, wait_until
@@ -129,7 +129,7 @@ def connected(broker: Broker, **arguments: Any) -> Iterator[paho.Client]:
         yield client
     finally:
         client.disconnect()
-        client.loop_stop()
+        end(client)
 
 
 def publish(
@@ -188,7 +188,7 @@ def nothing_left(broker: Broker, options: BridgeOptions) -> bool:
     publish(broker, [("marker", b"marker")])  # comes after whatever was waiting
     wait_until(lambda: b"marker" in came or b"no session" in came)
     client.disconnect()
-    client.loop_stop()
+    end(client)
     return came == [b"marker"]
 
 

@@ -12,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from tests.broker import Broker, Mosquitto, needed, running
+from tests.broker import Broker, Mosquitto, end, needed, running
 from tests.support import wait_until
 
 StartMosquitto = Callable[..., Mosquitto]
@@ -54,7 +54,7 @@ class Session:
 
     def close(self) -> None:
         self.client.disconnect()
-        self.client.loop_stop()
+        end(self.client)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import main
 from config import ConfigError
 from mqtt import outbox
 from mqtt.alerts import AlertPublisher, PublisherOptions
+from mqtt.client import Link
 from mqtt.options import MqttOptions
 from tests.broker import Broker, Recorder, recording, running
 from tests.faults import Proxy, proxy_to
@@ -48,6 +50,15 @@ def add(
         connection.execute(ADD, parameters)
         rows = connection.execute("select id::text from alerts order by number").fetchall()
     return [row[0] for row in rows[-count:]]
+
+
+def sockets() -> set[str]:
+    """Those that this process has open, by their names in /proc."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.add(str(entry.readlink()))
+    return {name for name in found if name.startswith("socket:")}
 
 
 def due(database: Database) -> int:
@@ -490,6 +501,26 @@ def test_a_certificate_that_is_none_is_refused_in_one_line(
         main.DatabaseWriterService(settings)
     assert str(refused.value).startswith(f"{name} is '{tmp_path / 'text.pem'}', which cannot be used")
     assert "\n" not in str(refused.value)
+
+
+def test_a_connection_that_is_replaced_and_stopped_leaves_no_socket_to_the_garbage_collector(
+    broker: Broker,
+) -> None:
+    options = MqttOptions(url=broker.url(), client_id="leaves-nothing", version_5=broker.version_5)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sockets()
+        link = Link(options, on_change=lambda: None)
+        link.start()
+        wait_until(lambda: link.connected)
+        link.hang_up()
+        link.call_again()
+        wait_until(lambda: link.connected)
+        link.stop(5)
+        wait_until(lambda: sockets() <= before, what="every socket closed")
+    finally:
+        gc.enable()
 
 
 def test_stop_returns_in_time_though_the_broker_is_frozen(database: Database, broker: Broker) -> None:
