@@ -28,6 +28,7 @@ from ops import migrate
 from standalone.servers import Postgres, Valkey
 from tests.broker import KINDS, Broker, Mosquitto, Recorder, missing, needed, recording, running
 from tests.faults import Proxy, proxy_to
+from tests.scenarios import pytest_generate_tests, pytest_pyfunc_call, stage_of  # noqa: F401  used by pytest
 from tests.support import Daemon, Database, daemons, wait_until
 
 # How long an example takes on a busy machine is no finding.

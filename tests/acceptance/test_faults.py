@@ -4,64 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Self
 
 import psycopg
 import redis
 
 import redis_client
 from standalone.servers import Postgres, Valkey
+from tests.scenarios import StageOf, fault
+from tests.source import Source
 from tests.support import Daemon, Database, add, books, everything_settled, wait_until
-
-DEVICES = 20
-
-
-class Source:
-    """Producers' side: adds numbered readings for as long as it is told, through outages of Redis."""
-
-    def __init__(self, url: str, devices: int = DEVICES) -> None:
-        self._url = url
-        self._devices = devices
-        self.acknowledged = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        """An XADD whose reply was lost may be in the stream: it is sent again with the same entry ID, also
-        when the end came meanwhile, or there would be one entry more than were counted.
-        """
-        number, doubtful = 0, False
-        client = redis_client.connect(self._url, timeout_sec=5)
-        while doubtful or not self._stop.is_set():
-            try:
-                for n in range(number, number + 200):
-                    self._add(client, n)
-                    number = n + 1
-                    self.acknowledged = number
-                doubtful = False
-            except (redis.ConnectionError, redis.TimeoutError):
-                doubtful = True
-                self._stop.wait(0.05)
-            self._stop.wait(0.01)
-        client.close()
-
-    def _add(self, client: redis.Redis, n: int) -> None:
-        fields = ("value", str(n), "timestamp", str(1_767_225_600 + n))
-        try:
-            redis_client.execute(
-                client, "XADD", f"mqtt_stream:dev-{n % self._devices}:t", f"{n + 1}-1", *fields
-            )
-        except redis.ResponseError as error:
-            if "equal or smaller" not in str(error):
-                raise
 
 
 def numbered(entries: int) -> list[dict[str, str]]:
@@ -79,19 +30,20 @@ def exactly_once(database: Database, client: redis.Redis, produced: int) -> None
     assert redis_client.execute(client, "XLEN", "mqtt_stream:failed") == 0
 
 
+@fault("worker killed under load", how="SIGKILL, six times; then another worker claims what is left")
 def test_a_worker_killed_in_mid_load_again_and_again_loses_and_doubles_nothing(
-    database: Database, client: redis.Redis, redis_url: str, daemon: Callable[..., Daemon]
+    stage_of: StageOf, database: Database, redis_url: str
 ) -> None:
-    with Source(redis_url) as source:
+    stage = stage_of(database, redis_url)
+    with stage.source() as source:
         for _ in range(6):
-            before = books(client).settled
-            worker = daemon(database, redis_url, consumer_name="one")
-            wait_until(lambda: books(client).settled > before + 200, 30, "some progress")  # noqa: B023
+            before = database.count()
+            worker = stage.worker("one")
+            wait_until(lambda: database.count() > before + 200, 30, "some progress")  # noqa: B023
             worker.kill()
-        other = daemon(database, redis_url, consumer_name="two", claim_min_idle_sec=0.5)
+        stage.worker("two", claim_min_idle_sec=0.5)
         wait_until(lambda: source.acknowledged > 5000, 60)
-    exactly_once(database, client, source.acknowledged)
-    assert other.terminate() == 0
+    stage.accounted(source.acknowledged)
 
 
 def test_entries_of_a_worker_killed_for_good_are_claimed_by_another(

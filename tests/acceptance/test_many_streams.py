@@ -7,7 +7,8 @@ from collections.abc import Callable
 import redis
 
 import redis_client
-from tests.acceptance.test_faults import Source, exactly_once
+from tests.acceptance.test_faults import exactly_once
+from tests.source import Source
 from tests.support import Daemon, Database, books, wait_until
 
 STREAMS = 700

@@ -1,0 +1,259 @@
+"""Scenarios: a fault, played to Sluice and to a naive worker, with one and the same check at the end.
+
+    @fault("worker killed in mid load", how="SIGKILL, six times")
+    def test_a_worker_killed_…(stage_of: StageOf, database: Database, redis_url: str) -> None:
+        stage = stage_of(database, redis_url)
+        with stage.source() as source:
+            stage.worker("one").kill()
+            …
+        stage.accounted(source.acknowledged)
+
+A scenario that promises `NOTHING_LOST` runs twice: with Sluice, and with `tests/naive.py`, which has to
+fail the check. What a naive worker survives proves nothing, and fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import redis_client
+from tests.source import Source
+from tests.support import ROOT, Daemon, Database, books, daemons, everything_settled, wait_until
+
+NOTHING_LOST = "nothing lost, nothing twice"
+REPORT = "SLUICE_FAULTS_REPORT"  # names the file that gets a JSON line for each check
+NAIVE_PATIENCE_SEC = 10.0
+
+
+_WITHOUT_KEY = """
+    do $$ begin
+        execute (select format('alter table sensor_readings drop constraint %I', conname)
+                 from pg_constraint where conrelid = 'sensor_readings'::regclass and contype = 'p');
+        if exists (select 1 from pg_partitioned_table where partrelid = 'sensor_readings'::regclass) then
+            create table sensor_readings_any partition of sensor_readings default;
+        end if;
+    end $$
+"""
+
+
+def fault(name: str, *, how: str, promise: str = NOTHING_LOST) -> pytest.MarkDecorator:
+    """This test is a scenario: a row of the table. `how`: how the fault is injected."""
+    return pytest.mark.fault(name=name, how=how, promise=promise)
+
+
+class NaiveFell(Exception):
+    """The naive worker lost or doubled something, as it should."""
+
+
+class Stage:
+    """Where a scenario is played. `naive`: to the naive worker."""
+
+    def __init__(
+        self, start: Callable[..., Daemon], database: Database, redis_url: str, *, naive: bool, folder: Path
+    ) -> None:
+        self.database = database
+        self.redis_url = redis_url
+        self.naive = naive
+        self.client = redis_client.connect(redis_url, timeout_sec=30)
+        self._start = start
+        self._folder = folder
+        self._sources: list[Source] = []
+        self._naive: list[NaiveDaemon] = []
+        self.report: list[dict[str, object]] = []
+        if naive:
+            database.rows(_WITHOUT_KEY)
+
+    def worker(
+        self, name: str, *, redis_url: str = "", database: Database | None = None, **settings: object
+    ) -> Daemon:
+        """Start a worker; `settings` by the names of `Settings`, which the naive one does not heed.
+
+        `redis_url`, `database`: by another way than the stage's own, say a proxy.
+        """
+        url, database = redis_url or self.redis_url, database or self.database
+        if not self.naive:
+            return self._start(database, url, consumer_name=name, **settings)
+        self._naive.append(NaiveDaemon(database, url, name, self._folder))
+        return self._naive[-1]
+
+    @contextlib.contextmanager
+    def source(self, **options: object) -> Iterator[Source]:
+        """A producer that adds numbered readings until the end of the block, through outages of Redis."""
+        with Source(self.redis_url, **options) as made:  # type: ignore[arg-type]
+            self._sources.append(made)
+            yield made
+
+    def accounted(
+        self, produced: int, *, dead: Collection[int] = (), ledger: bool = True, seconds: float = 90.0
+    ) -> None:
+        """The check that ends every scenario: of the readings numbered from 0 that were produced, each is
+        in the table once with its value, but those of `dead`, which are dead letters; nothing is pending.
+
+        `ledger=False`: Redis has lost its books (an old snapshot, FLUSHALL).
+        """
+        began = time.monotonic()
+        wanted = set(range(produced)) - set(dead)
+        if self.naive:
+            self._expect_fall(wanted)
+        if ledger:
+            wait_until(
+                lambda: everything_settled(self.client, produced), seconds, f"the end of {produced} entries"
+            )
+        else:
+            wait_until(lambda: self._nothing_left(), seconds, f"the end of {produced} entries")
+        lost, doubled, strange = self._compare(wanted)
+        letters = redis_client.execute(self.client, "XLEN", "mqtt_stream:failed")
+        self.report.append(
+            {
+                "entries": produced,
+                "lost": lost,
+                "doubled": doubled,
+                "dead_lettered": letters,
+                "recovery_sec": round(time.monotonic() - began, 1),
+            }
+        )
+        assert (lost, doubled, strange) == (0, 0, 0), "lost, doubled, strange"
+        assert letters == len(dead)
+        if ledger:
+            total = books(self.client)
+            found = (total.stored + total.duplicate, total.dead_lettered, total.pending)
+            assert found == (produced - len(dead), len(dead), 0), total
+
+    def has_fallen(self) -> bool:
+        """Whether the naive worker has lost or doubled something of what the last source produced."""
+        with contextlib.suppress(NaiveFell):
+            self._expect_fall(set(range(self._sources[-1].acknowledged if self._sources else 0)))
+            return False
+        return True
+
+    def close(self) -> None:
+        for worker in self._naive:
+            if worker.process.poll() is None:
+                worker.thaw()
+                worker.kill()
+        self.client.close()
+
+    def _compare(self, wanted: set[int]) -> tuple[int, int, int]:
+        """Readings that are missing, that are there more than once, and that nobody produced."""
+        stored = Counter(int(value) for (value,) in self.database.rows("select value from sensor_readings"))
+        doubled = sum(count - 1 for count in stored.values())
+        return len(wanted - stored.keys()), doubled, len(stored.keys() - wanted)
+
+    def _nothing_left(self) -> bool:
+        total = books(self.client)
+        return total.pending == 0 and total.unread == 0
+
+    def _expect_fall(self, wanted: set[int]) -> None:
+        """Raises `NaiveFell`, or fails. What is not there after `NAIVE_PATIENCE_SEC` is lost."""
+        deadline = time.monotonic() + NAIVE_PATIENCE_SEC
+        while time.monotonic() < deadline:
+            lost, doubled, _ = self._compare(wanted)
+            if doubled or not lost:
+                break
+            time.sleep(0.2)
+        lost, doubled, _ = self._compare(wanted)
+        self.report.append({"naive_lost": lost, "naive_doubled": doubled})
+        if lost or doubled:
+            raise NaiveFell
+        pytest.fail("the naive worker survives this scenario, which therefore proves nothing")
+
+
+class NaiveDaemon(Daemon):
+    """The naive worker as a process."""
+
+    def __init__(self, database: Database, redis_url: str, name: str, folder: Path) -> None:
+        self.log = folder / f"naive-{name}-{time.monotonic_ns()}.log"
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.naive"],
+                env={
+                    **os.environ,
+                    "REDIS_URL": redis_url,
+                    "DATABASE_URL": database.url,
+                    "CONSUMER_NAME": name,
+                },
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+
+
+StageOf = Callable[..., Stage]
+
+
+@pytest.fixture
+def stage_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Database, str], Stage]]:
+    """Makes the stage of a scenario, once its servers are there."""
+    made: list[Stage] = []
+    with daemons(tmp_path) as start:
+
+        def make(database: Database, redis_url: str) -> Stage:
+            naive = request.param == "naive"
+            made.append(Stage(start, database, redis_url, naive=naive, folder=tmp_path))
+            return made[-1]
+
+        request.node.stash[_STAGES] = made
+        try:
+            yield make
+        finally:
+            for stage in made:
+                stage.close()
+
+
+_STAGES = pytest.StashKey[list[Stage]]()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Play each scenario to Sluice and, where it promises that nothing is lost, to the naive worker."""
+    if "stage_of" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("fault")
+    assert marker, f"{metafunc.definition.name} is a scenario and needs @fault(…)"
+    who = ["sluice", "naive"] if marker.kwargs["promise"] == NOTHING_LOST else ["sluice"]
+    metafunc.parametrize("stage_of", who, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Let a naive worker fall, and nothing else of what it plays."""
+    stages = pyfuncitem.stash.get(_STAGES, None)
+    if stages is None:
+        return (yield)
+    try:
+        found = yield
+        if any(stage.naive for stage in stages):
+            pytest.fail("this scenario never asked for the account")
+        return found
+    except NaiveFell:
+        return True
+    except AssertionError:  # it waited for what only Sluice does: fallen all the same, or is it?
+        naive = [stage for stage in stages if stage.naive]
+        if not naive or not naive[0].has_fallen():
+            raise
+        return True
+    finally:
+        _tell(pyfuncitem, stages)
+
+
+def _tell(item: pytest.Function, stages: Sequence[Stage]) -> None:
+    path = os.environ.get(REPORT)
+    marker = item.get_closest_marker("fault")
+    if path and marker and stages:
+        lines = [
+            {"test": item.nodeid.partition("[")[0], **marker.kwargs, **found}
+            for stage in stages
+            for found in stage.report
+        ]
+        with Path(path).open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))

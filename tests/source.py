@@ -1,0 +1,63 @@
+"""Producers' side: numbered readings, through outages of Redis."""
+
+from __future__ import annotations
+
+import threading
+from typing import Self
+
+import redis
+
+import redis_client
+
+BEGIN = 1_767_225_600  # 2026-01-01T00:00:00Z, the time of the reading numbered 0
+
+
+class Source:
+    """Adds numbered readings, some 10,000 a second, for as long as its block lasts.
+
+    `acknowledged`: how many Redis has said it has; these are the readings 0 to `acknowledged` - 1.
+    """
+
+    def __init__(self, url: str, devices: int = 20) -> None:
+        self._url = url
+        self._devices = devices
+        self.acknowledged = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        """An XADD whose reply was lost may be in the stream: it is sent again with the same entry ID, also
+        when the end came meanwhile, or there would be one entry more than were counted.
+        """
+        number, doubtful = 0, False
+        client = redis_client.connect(self._url, timeout_sec=5)
+        while doubtful or not self._stop.is_set():
+            try:
+                for n in range(number, number + 200):
+                    self._add(client, n)
+                    number = n + 1
+                    self.acknowledged = number
+                doubtful = False
+            except (redis.ConnectionError, redis.TimeoutError):
+                doubtful = True
+                self._stop.wait(0.05)
+            self._stop.wait(0.01)
+        client.close()
+
+    def _add(self, client: redis.Redis, n: int) -> None:
+        fields = ("value", str(n), "timestamp", str(BEGIN + n))
+        try:
+            redis_client.execute(
+                client, "XADD", f"mqtt_stream:dev-{n % self._devices}:t", f"{n + 1}-1", *fields
+            )
+        except redis.ResponseError as error:
+            if "equal or smaller" not in str(error):
+                raise
