@@ -93,7 +93,8 @@ class Ahead:
         calls, self._calls = self._calls, 0
         if calls:
             try:
-                self._settler.count([self._line.take(self._settled_on) for _ in range(calls)])
+                for _ in range(calls):  # one by one: a settlement made again counts only what was not done
+                    self._settler.count([self._line.take(self._settled_on)])
             except NoScriptError:  # somebody flushed them, or it is another server
                 self._line.drop()
                 self._settler.known = False

@@ -107,7 +107,7 @@ class DatabaseWriterService:
                     self._reader.upkeep()
             self._reader.finish()
         except Stopping as stopping:
-            left = "pending" if stopping.in_hand else "nothing"
+            left = "pending" if stopping.in_hand or self._reader.has_pending else "nothing"
             structlog.get_logger().warning("stopped_in_outage", left=left, error=describe(stopping))
         finally:
             self._close()

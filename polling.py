@@ -91,8 +91,25 @@ class Polling:
             self._commands[part] = self._pack(streams)
         return streams, self._commands[part]
 
-    def asked(self, count: int, began: float) -> None:
-        """The first `count` of the streams that were due have been asked, from `began` on."""
+    def all_due(self, most: int) -> list[Sequence[bytes]]:
+        """The parts whose turn has come meanwhile, as far as `most` streams reach."""
+        if not self._streams or (not self._rush and self._clock() < self._next):
+            return []
+        late = 1 + int((self._clock() - self._next) / self._interval()) if not self._rush else self._rush
+        parts: list[Sequence[bytes]] = []
+        at, left = self._at, most
+        while at < len(self._streams) and len(parts) < min(late, PARTS_AT_ONCE):
+            part = self._streams[at : (at // CHUNK + 1) * CHUNK][: left if not parts else None]
+            if not part or (parts and len(part) > left):
+                break
+            parts.append(part)
+            at, left = at + len(part), left - len(part)
+        return parts
+
+    def asked(self, count: int, began: float, *, timed: bool = True) -> None:
+        """The first `count` of the streams that were due have been asked, from `began` on; `timed`: and
+        the time until now is what it cost.
+        """
         now = self._clock()
         part, within = divmod(self._at, CHUNK)
         if not within:
@@ -101,7 +118,8 @@ class Polling:
         if self._at < len(self._streams) and self._at % CHUNK:
             return  # the rest of this part is due still
         self._asked[part] = self._part_began
-        self._cost += 0.1 * (now - began - self._cost) if self._cost else now - began
+        if timed:
+            self._cost += 0.1 * (now - began - self._cost) if self._cost else now - began
         if self._at >= len(self._streams):
             self._at = 0
         interval = self._interval()

@@ -64,6 +64,11 @@ class Recovery:
         self._own_wanted = True
 
     @property
+    def own_wanted(self) -> bool:
+        """Whether own pending entries have to be looked for: some may be there."""
+        return self._own_wanted or bool(self._own)
+
+    @property
     def due(self) -> bool:
         """Whether there is something to look for, so that nothing should be read ahead of it."""
         under_way = self._own or self._sweep or self._unasked or self._suspects

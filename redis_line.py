@@ -27,12 +27,15 @@ class Line:
     def __init__(self, client: redis.Redis) -> None:
         self._pool = client.connection_pool
         self._connection: Connection | None = None
+        self._due = 0  # replies that were not taken yet
         self._number = 0  # of the connection: replies come on the one that the commands went out on
 
     def send(self, commands: Sequence[Command]) -> int:
         """Send `commands` in one go; Redis does them one after the other. Answers what `take`
         wants to know.
         """
+        if not self._due and self._has_ended():
+            self.drop()
         if self._connection is None:
             self._connection = self._pool.get_connection()
         try:
@@ -41,6 +44,7 @@ class Line:
         except BaseException:
             self.drop()
             raise
+        self._due += len(commands)
         return self._number
 
     def take(self, sent: int) -> Any:
@@ -49,6 +53,7 @@ class Line:
         """
         if self._connection is None or sent != self._number:
             raise redis.ConnectionError("the connection was lost before the reply came")
+        self._due -= 1
         try:
             return self._connection.read_response(disable_decoding=True)
         except redis.ResponseError:
@@ -57,10 +62,18 @@ class Line:
             self.drop()
             raise
 
+    def _has_ended(self) -> bool:
+        """Whether the server has hung up meanwhile: while nothing is due there is nothing else to read."""
+        try:
+            return self._connection is not None and self._connection.can_read()
+        except (redis.ConnectionError, redis.TimeoutError):
+            return True
+
     def drop(self) -> None:
         """Close the connection: what was not taken is lost."""
         if self._connection is not None:
             self._connection.disconnect()  # type: ignore[no-untyped-call]
             self._pool.release(self._connection)
         self._connection = None
+        self._due = 0
         self._number += 1

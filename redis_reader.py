@@ -205,6 +205,11 @@ class RedisReader:
         """Whether `read` has something that was read ahead."""
         return self._rounds.under_way
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether this consumer may have entries pending that nobody holds in hand."""
+        return self._rounds.under_way or self._recovery.own_wanted
+
     def during_outage(self) -> None:
         """The database failed an attempt. An entry that is being tried alone is not to blame: this try does
         not count. And this worker still lives: it keeps its name.

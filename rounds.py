@@ -43,7 +43,7 @@ class Rounds:
         self._busy: list[bytes] = []  # streams that had more than their share in the last round
         self._idle = False  # the last read brought nothing
         self._asked_at = -inf  # when what is read ahead was asked for
-        self._quiet_asked: Sequence[bytes] = ()  # the quiet streams among it
+        self._quiet_asked: list[Sequence[bytes]] = []  # the parts of the quiet streams among it
         self._heals = 0  # of the streams, by then
         self._all_asked = False  # every stream of the share was among it
 
@@ -76,21 +76,20 @@ class Rounds:
         streams = self._polling.hot if many else self._streams.share
         self._asked_at, self._heals = self._clock(), self._streams.heals
         self._all_asked = not many
-        self._quiet_asked = self._quiet_due(budget) if many else ()
+        self._quiet_asked = self._quiet_due(budget) if many else []
+        quiet = [Asked(part, 1) for part in self._quiet_asked]
+        left = budget - sum(map(len, self._quiet_asked))
         asked: list[Asked] = []
-        if streams and len(self._quiet_asked) < budget:
+        if streams and left > 0:
             start = self._position % len(streams)
             known = set(streams)
             busy = [stream for stream in self._busy if stream in known]
-            left = budget - len(self._quiet_asked)
             asked = plan([*streams[start:], *streams[:start]], busy, left)
             self._position = start + sum(len(one.streams) for one in asked if one.most == asked[0].most)
-        if self._quiet_asked:
-            asked.insert(0, Asked(self._quiet_asked, 1))
-        if not asked:
+        if not quiet and not asked:
             return
         with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):  # `take` says so
-            self._ahead.read(asked)
+            self._ahead.read([*quiet, *asked])
 
     def take(self) -> tuple[Entries, float]:
         """What was asked for ahead; the rest as `read` answers it. A stream that had more, or was not
@@ -101,17 +100,18 @@ class Rounds:
         full = (block[0] for asked, some in found for block in some if len(block[1]) >= asked.most)
         self._busy = list(dict.fromkeys(full))
         self._idle = not blocks
-        if self._quiet_asked and self._heals == self._streams.heals:
-            self._polling.asked(len(self._quiet_asked), self._asked_at)
+        if self._heals == self._streams.heals:
+            for part in self._quiet_asked:
+                self._polling.asked(len(part), self._asked_at, timed=False)
         self._polling.heard({stream for stream, _ in blocks})
         whole = self._all_asked and not self._busy and self._heals == self._streams.heals
         return Entries(blocks), self._asked_at if whole else -inf
 
-    def _quiet_due(self, budget: int) -> Sequence[bytes]:
-        """Quiet streams whose turn it is, of one part."""
+    def _quiet_due(self, budget: int) -> list[Sequence[bytes]]:
+        """Quiet streams whose turn it is; the others keep half of the budget."""
         if self._clock() < self._polling.wake_at:
-            return ()
-        return self._polling.due()[0][:budget]
+            return []
+        return self._polling.all_due(max(1, budget // 2))
 
     @property
     def under_way(self) -> bool:
@@ -140,20 +140,21 @@ class Rounds:
                 polling.emptied(self._clock() - began)
             blocks += more
         if not blocks and not self._stop.is_set():
-            blocks = self._wait_for_hot(hot if blocking else [], budget, min(due, polling.wake_at))
+            blocks, until = self._wait_for_hot(hot if blocking else [], budget, min(due, polling.wake_at))
+            empty = empty and until > -inf
         polling.heard({stream for stream, _ in blocks})
         return blocks, min(began, polling.asked_since) if empty else -inf
 
-    def _wait_for_hot(self, hot: Sequence[bytes], budget: int, due: float) -> list[Block]:
-        """Wait for what is due next, or until one of `hot` speaks."""
+    def _wait_for_hot(self, hot: Sequence[bytes], budget: int, due: float) -> tuple[list[Block], float]:
+        """Wait for what is due next, or until one of `hot` speaks; and what `_block` answers."""
         if not hot:
             due = min(due, self._polling.hot_at) if self._polling.hot else due
             self._stop.wait(max(0.0, due - self._clock()))
-            return []
-        blocks, _ = self._block(hot, budget, due)
+            return [], self._clock()
+        blocks, until = self._block(hot, budget, due)
         if not blocks:
             self._polling.emptied(0.0)
-        return blocks
+        return blocks, until
 
     def _quiet(self, budget: int) -> list[Block]:
         """An entry of each stream whose turn it is; a stream that has one is hot from then on."""
@@ -212,12 +213,15 @@ class Rounds:
     def _block(self, streams: Sequence[bytes], budget: int, due: float) -> tuple[list[Block], float]:
         """One blocking read, until `due`.
 
-        Answers also until when there was nothing but these: an empty reply speaks for all of its wait.
+        Answers also until when there was nothing but these: an empty reply speaks for all of its wait, and
+        one with a stream that has as much as was asked for says nothing of what else it holds.
         """
         now = self._clock()
         count = max(1, budget // len(streams))
         wait_ms = max(1, int((due - now) * 1000))
         blocks: list[Block] = list(self._streams.read(streams, [b">"] * len(streams), count, wait_ms))
+        if any(len(rows) >= count for _, rows in blocks):
+            return blocks, -inf
         return blocks, now if blocks else min(now + wait_ms / 1000, self._clock())
 
 

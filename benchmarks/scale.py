@@ -30,6 +30,7 @@ from benchmarks.workloads import SERIES, START, Backlog, Flat, Sharded, Workload
 
 GROUP = "db_writer"
 LONGEST_SEC = 120.0
+LONGEST_REACH_SEC = 40_000  # workers take no time that is more than a day ahead
 _LAST = f"select 1 from {bench.TABLE} where device_id = %s"
 
 
@@ -51,7 +52,8 @@ class Case(NamedTuple):
         return f"{self.streams:,} streams, {100 * self.active // self.streams} % active"
 
     def workload(self, entries: int) -> Workload:
-        entries = max(entries, self.active)
+        """A stream has a reading a second: no more than reach `LONGEST_REACH_SEC` ahead."""
+        entries = min(max(entries, self.active), LONGEST_REACH_SEC * self.active)
         if self.shards:
             return Sharded(entries, self.active, self.shards)
         return Flat(entries, self.active)
@@ -196,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = cases(chosen)
     figures = Figures("scale")
     with bench.place(chosen) as urls:
-        bench.have_partitions(urls[1], {START // 86_400})
+        bench.have_partitions(urls[1], {START // 86_400, (START + LONGEST_REACH_SEC) // 86_400})
         scale = Scale(chosen, urls, figures)
         try:
             for counts, order in bench.rounds(chosen, list(named)):

@@ -75,19 +75,16 @@ def main(settings: Settings, chosen: argparse.Namespace) -> int:
 
 def _run(settings: Settings, wanted: Mapping[str, int], *, dry_run: bool, as_json: bool) -> int:
     with connected(settings) as connection:
-        database = _Database(connection, settings)
-        if wanted:
-            with transaction(connection, keep=not dry_run):
+        database, before = _Database(connection, settings), dict[str, int]()
+        with transaction(connection, keep=not dry_run):
+            if wanted:
                 connection.execute(retention_sql.LOCK)
                 before = database.days()
                 check(settings, {**before, **wanted}, wanted)
                 database.set(before, wanted)
-            if not as_json:
-                _tell(before, wanted, dry_run=dry_run)
-        with transaction(connection):
-            found = database.kept()
-    if dry_run:  # what would be in force
-        found = [one._replace(days=wanted.get(one.level, one.days)) for one in found]
+            found = database.kept()  # in a dry run: as it would be
+    if wanted and not as_json:
+        _tell(before, wanted, dry_run=dry_run)
     if as_json:
         output.json_array((_object(one) for one in found), sys.stdout)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from metrics import Stats
 from redis_reader import RedisReader
@@ -247,3 +248,42 @@ def test_dead_letters_under_a_backlog_are_added_once(workshop: Workshop, client:
     )
     check(client, 500, "dead_lettered")
     assert client.xlen("mqtt_stream:failed") == 500
+
+
+def test_a_stream_that_had_more_than_was_read_ahead_is_not_called_caught_up(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    """One stream fills its share while the batch as a whole stays below the budget."""
+    fill(client, 200)
+    reader = workshop.reader(**OPTIONS)
+    while not reader.has_more:
+        reader.settle(outcome(reader.recover() or reader.read()))
+        reader.read_ahead()
+    before = reader.caught_up_at
+    add(client, STREAMS[0], [{"value": "1"}] * 500)
+    for _ in range(100):
+        entries = reader.recover() or reader.read()
+        reader.read_ahead()
+        reader.settle(outcome(entries))
+        left = books(client).unread
+        assert not left or reader.caught_up_at == before, f"{left} entries are unread"
+        if not left and not reader.has_more:
+            break
+    reader.finish()
+    assert list(reader.recover() or reader.read()) == []
+    assert reader.caught_up_at > before
+
+
+def test_a_server_that_hung_up_while_nothing_was_due_is_no_outage(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    """As with `timeout` in redis.conf, or a firewall that forgets idle connections."""
+    fill(client, 200)
+    reader = workshop.reader(**OPTIONS)
+    drain(reader, 1_000)
+    killed(client, "one")
+    fill(client, 200)
+    with capture_logs() as logs:
+        drain(reader, 1_000)
+    assert not [log for log in logs if log["event"] == "outage_began"]
+    check(client, 2_000)

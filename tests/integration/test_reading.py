@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any
 
@@ -345,3 +346,32 @@ def test_a_reader_is_caught_up_from_its_first_read_on_and_as_far_as_it_has_asked
         patch.setattr(redis.Redis, "execute_command", answered_late)
         assert reader.read() == []
     assert began + 10 <= reader.caught_up_at <= began + 10.1
+
+
+def add_at_once(client: redis.Redis, stream: str, entries: Sequence[dict[str, str]]) -> list[bytes]:
+    """In one MULTI, so that a blocked reader wakes up to all of them."""
+    with client.pipeline(transaction=True) as pipe:
+        for fields in entries:
+            pipe.xadd(stream, dict(fields))  # type: ignore[arg-type]
+        return pipe.execute()
+
+
+def test_a_blocked_read_that_came_back_full_says_nothing_of_what_is_left(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    for name in ("a", "b"):
+        add(client, f"mqtt_stream:{name}:t", [{"value": "1"}])
+    reader = workshop.reader(batch_size=10, block_sec=5, discovery_interval_sec=3600)
+    assert len(reader.read()) == 2
+    assert reader.read(until=time.monotonic()) == []  # so that the next one blocks at once
+    before = reader.caught_up_at
+    added: list[list[bytes]] = []
+    fields = [{"value": "1"}] * 8  # five is the share of a stream
+    adding = threading.Timer(0.2, lambda: added.append(add_at_once(client, "mqtt_stream:a:t", fields)))
+    adding.start()
+    found = reader.read()
+    adding.join()
+    assert (len(added[0]), len(found)) == (8, 5)
+    assert reader.caught_up_at == before
+    assert len(reader.read()) == 3
+    assert reader.caught_up_at > before

@@ -76,6 +76,8 @@ def test_a_dry_run_changes_nothing(run: Run) -> None:
     status, out, _ = run("--raw", "30", "--dry-run")
     assert status == 0
     assert "raw would be kept 30 days, before for ever" in out
+    (raw,) = [line for line in out.splitlines() if line.startswith("raw ") and "readings" in line]
+    assert "RETENTION_DAYS" not in raw, "that is what counts as long as nothing is set"
     assert days(run)["raw"] == 0
 
 

@@ -138,3 +138,29 @@ def test_streams_may_come_and_go_in_any_number(sizes: Sequence[int]) -> None:
         asking.polling.follow([b"%08d" % number for number in range(size)])
         asking.live(2.5)
         assert len(asking.asked_at) == size
+
+
+def test_what_is_asked_ahead_is_all_that_is_due_and_says_nothing_of_its_cost() -> None:
+    asking = Asking(10_000)
+    asking.live(5)
+    polling, interval = asking.polling, 1.5 / 20
+    asking.now = polling.wake_at + 3.5 * interval
+    parts = polling.all_due(2_600)
+    assert [len(part) for part in parts] == [500] * 5
+    assert parts[0] == polling.due()[0]
+    before = polling.wake_at
+    began = asking.now
+    asking.now += 10  # a batch was written meanwhile
+    for part in parts:
+        polling.asked(len(part), began, timed=False)
+    assert polling.wake_at - before < 15, "the ten seconds are no cost of asking"
+    following = (asking.streams.index(parts[-1][-1]) + 1) % len(asking.streams)
+    assert polling.due()[0][0] == asking.streams[following]
+
+
+def test_nothing_is_asked_ahead_that_is_not_due() -> None:
+    asking = Asking(10_000)
+    asking.live(5)
+    assert asking.now < asking.polling.wake_at
+    assert asking.polling.all_due(0) == []
+    assert Polling(lambda streams: b"", 2.0, lambda: 1.0).all_due(100) == []
