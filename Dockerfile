@@ -19,6 +19,7 @@ COPY mqtt mqtt
 COPY ops ops
 COPY query query
 COPY dashboard dashboard
+RUN python -m compileall -q .  # else every start compiles everything anew
 USER sluice
 ENV PATH=/opt/sluice/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # exec form: SIGTERM reaches Python

@@ -11,7 +11,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from models import ROLLUPS
+from tables import ROLLUPS
 
 # Partitions or chunks that one transaction deletes from: each one takes locks (docs/internals.md).
 MAX_PARTS = 32

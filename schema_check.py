@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from database import BoundedConnection
-from models import REVISIONS
+from tables import REVISIONS
 
 OLDEST_POSTGRESQL = 140_000
 OLDEST_TIMESCALE = (2, 18)

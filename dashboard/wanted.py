@@ -12,7 +12,7 @@ from enum import Enum
 from urllib.parse import unquote, unquote_plus
 
 from live import Series
-from models import NAME_LENGTH
+from tables import NAME_LENGTH
 
 CARDS = 24  # series on a page
 DEVICES = 12  # devices on a page

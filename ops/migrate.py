@@ -89,11 +89,11 @@ def _say_where(settings: Settings) -> None:
 
 
 def create(settings: Settings, message: str) -> None:
-    """Write the next migration. Its name goes into `models.REVISIONS` by hand: a test reminds."""
+    """Write the next migration. Its name goes into `tables.REVISIONS` by hand: a test reminds."""
     slug = re.sub(r"[^a-z0-9]+", "_", message.lower()).strip("_")[:40]
     revision = f"{len(models.REVISIONS) + 1:04d}_{slug}"
     command.revision(alembic_config(settings), message=message, autogenerate=True, rev_id=revision)
-    print(f'Now read alembic/versions/{revision}.py, and add "{revision}" to REVISIONS in models.py.')
+    print(f'Now read alembic/versions/{revision}.py, and add "{revision}" to REVISIONS in tables.py.')
 
 
 def check(settings: Settings) -> list[str]:

@@ -17,10 +17,10 @@ from psycopg import sql
 import schema_check
 from config import Settings
 from database import BoundedConnection
-from models import ROLLUPS
 from ops import output, retention_sql, session
 from ops.session import Refused, connected, transaction
 from schema_check import TableKind
+from tables import ROLLUPS
 
 HEADER = ("level", "table", "kept", "oldest", "size")
 LEVELS = ("raw", "minute", "hour", "day")

@@ -13,10 +13,10 @@ from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from models import NAME_LENGTH
 from query import collector_pb2 as pb
 from query.queries import AlertFilter, bucket_count
 from query.refusal import Code, Refused
+from tables import NAME_LENGTH
 from thresholds import Severity, Status
 
 MOST_RAW = timedelta(hours=2)

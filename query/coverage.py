@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg
 
-from models import ROLLUPS
 from query.pieces import EPOCH, Coverage, Range, Rollup
+from tables import ROLLUPS
 
 WIDTHS = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1))
 _LEVELS = ("minute", "hour", "day")

@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from models import ROLLUPS
 from query import coverage
 from query.pieces import EPOCH, Piece, pieces
 from query.readings import TABLE, chosen
+from tables import ROLLUPS
 
 MINUTE_SEC = 60
 _ROLLUP = sql.SQL(
