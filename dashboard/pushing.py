@@ -69,14 +69,17 @@ class Pushing:
 
     async def _begin(self, client: Client, asked: Wanted) -> str:
         """The rows that a page begins with. It is told of its series before they are read, so that nothing
-        falls between."""
+        falls between.
+
+        What it shows comes from here too: somebody has turned to it and waits, and the next look at all
+        pages is far off where looking takes long.
+        """
         series: tuple[Series, ...] = asked.view.named
         try:
-            if not series:
-                found, _ = await self._watching.look(asked.view)
-                series = tuple(one[:2] for one in found.series)
+            found, devices = await self._watching.look(asked.view)
+            series = series or tuple(one[:2] for one in found.series)
             self._hub.follow(client, series)
-            self._hub.missed.set()  # page and devices come with the next look, which is at once
+            self._watching.tell(client, found, devices)
             return messages.history(await self._rows(series, asked))
         except Unanswered:
             self._hub.follow(client, series)

@@ -102,13 +102,17 @@ class Watching:
             by_view.setdefault(client.view, []).append(client)
         for view, clients in by_view.items():
             found, devices = await self.look(view)
-            said = messages.devices(devices)
             for client in clients:
                 if client in self._hub.clients:
-                    self._turn(client, found)
-                    if client.devices != said:
-                        client.devices = said
-                        client.outbox.put("devices", said)
+                    self.tell(client, found, devices)
+
+    def tell(self, client: Client, found: SeriesPage, devices: queries.DevicePage) -> None:
+        """Show what was found to one browser, unless that is what it shows."""
+        self._turn(client, found)
+        said = messages.devices(devices)
+        if client.devices != said:
+            client.devices = said
+            client.outbox.put("devices", said)
 
     async def look(self, view: View) -> tuple[SeriesPage, queries.DevicePage]:
         def ask(connection: BoundedConnection) -> tuple[SeriesPage, queries.DevicePage]:

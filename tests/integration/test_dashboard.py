@@ -25,6 +25,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from config import ConfigError
+from dashboard import watching
 from dashboard.access import FREE_TRIES
 from dashboard.hub import MOST_QUEUED, Client, Hub, Outbox
 from dashboard.server import DashboardServer
@@ -130,6 +131,20 @@ def test_a_page_without_names_shows_the_first_24_series_and_says_which(
     sought = page.socket("?q=D1%20s0").wait_for("page")
     assert [one["sensor_type"] for one in sought["series"]] == ["s01", "s03", "s05", "s07", "s09"]
     assert page.socket("?q=%25").wait_for("page")["total"] == 0
+
+
+def test_who_turns_to_another_page_has_it_at_once_however_long_looking_takes(
+    page: Page, writer: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All open pages are looked at for a twentieth of the time; not so what somebody has just asked for."""
+    write(writer, *(now(n, device_id=f"d{n:02}") for n in range(50)))
+    page.socket().wait_for("page")
+    monkeypatch.setattr(watching, "_SHARE", 1_000_000)
+    page.socket().wait_for("page")  # from the next look on, there is none for hours
+    for number in (2, 3):
+        shown = page.socket(f"?page={number}").wait_for("page")
+        assert shown["page"] == number
+        assert page.socket(f"?page={number}").wait_for("devices")
 
 
 def test_a_series_that_is_new_appears_by_itself_with_its_reading(page: Page, writer: Rig) -> None:
