@@ -35,12 +35,23 @@ def is_needed(program: str) -> bool:
     return program in wanted.split()
 
 
+def is_long() -> bool:
+    """Whether tests that have a long form run so (SLUICE_LONG=1). The short one proves the same on less."""
+    return os.environ.get("SLUICE_LONG", "") not in ("", "0")
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "the condition") -> None:
-    """Ask every 20 ms until `condition` holds. Fails the test when it does not in time."""
+    """Ask every 20 ms until `condition` holds, and less often where asking takes long: what is waited for
+    needs the processor too. Fails the test when it does not hold in time.
+    """
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about within {seconds} s"
-        threading.Event().wait(0.02)
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < deadline, f"{what} did not come about within {seconds} s"
+        threading.Event().wait(min(max(0.02, 2 * (now - began)), 0.5))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ import redis_client
 from standalone.servers import Valkey
 from tests.broker import Broker, Mosquitto, end, running
 from tests.conftest import require
-from tests.support import Daemon, Database, books, everything_settled, wait_until
+from tests.support import Daemon, Database, books, everything_settled, is_long, wait_until
 
-MESSAGES = 100_000
+MESSAGES, KILLS = (100_000, 10) if is_long() else (20_000, 5)
 DEVICES = 500
-KILLS = 10
+REDIS_KILLS, BROKER_STOP = ((3, 8), 5) if is_long() else ((2, 4), 3)
 TOPICS = "{user_id}/{device_code}/feeds/{feed_key}"
 
 
@@ -84,7 +84,7 @@ def test_every_message_the_broker_accepted_is_stored_once_though_bridge_redis_an
     daemon: Callable[..., Daemon],
     tmp_path: Path,
 ) -> None:
-    """100,000 messages; the bridge killed ten times, Redis twice, the broker restarted once."""
+    """20,000 messages; the bridge killed five times, Redis twice, the broker restarted once."""
     environment = {
         "MQTT_URL": keeping_broker.url(),
         "REDIS_URL": own_valkey.url,
@@ -105,10 +105,10 @@ def test_every_message_the_broker_accepted_is_stored_once_though_bridge_redis_an
                 partial(has_entries, own_valkey, step * MESSAGES // (KILLS + 2)), 120, "more entries"
             )
             bridges.kill()
-            if step in (3, 8):
+            if step in REDIS_KILLS:
                 own_valkey.kill()
                 own_valkey.start()
-            if step == 5:
+            if step == BROKER_STOP:
                 keeping_broker.stop()
                 keeping_broker.start()
         assert simulator.process.wait(120) == 0, simulator.text()[-2000:]

@@ -67,9 +67,9 @@ def finish(
     return took
 
 
-def wipe(database: Database) -> None:
+def wipe(session: psycopg.Connection[Any]) -> None:
     for table in ("thresholds", "applied_events", "device_deletions", "alerts", "series", "devices"):
-        database.rows(f"delete from {table}")
+        session.execute(f"delete from {table}")
 
 
 HISTORIES = {
@@ -97,18 +97,25 @@ def test_whatever_the_order_of_events_they_leave_the_same_behind(
     database: Database, connection: BoundedConnection, history: list[DeviceEvent], steps: str
 ) -> None:
     ends: list[Any] = []
-    for order in itertools.permutations(history):
-        wipe(database)
-        for event in order:
-            event_store.apply(connection, event, 20.0)
-            if steps == "after each event":
-                finish(connection)
-        finish(connection)
-        ends.append((database.rows(RULES), database.rows(APPLIED)))
-        assert database.rows("select device_id from device_deletions") == []
-        assert apply_all(connection, order) == [False] * len(history), "delivered again, nothing changes"
-        assert (database.rows(RULES), database.rows(APPLIED)) == ends[-1]
-        assert database.rows("select device_id from device_deletions") == []
+    with psycopg.connect(database.url, autocommit=True) as session:
+
+        def rows(query: str) -> list[Any]:
+            return session.execute(query).fetchall()
+
+        for order in itertools.permutations(history):
+            wipe(session)
+            for event in order:
+                event_store.apply(connection, event, 20.0)
+                if steps == "after each event":
+                    finish(connection)
+            finish(connection)
+            ends.append((rows(RULES), rows(APPLIED)))
+            assert rows("select device_id from device_deletions") == []
+            assert apply_all(connection, order) == [False] * len(history), (
+                "delivered again, nothing changes"
+            )
+            assert (rows(RULES), rows(APPLIED)) == ends[-1]
+            assert rows("select device_id from device_deletions") == []
     assert all(end == ends[0] for end in ends)
 
 
@@ -151,7 +158,8 @@ def test_four_workers_apply_the_same_events_at_the_same_time(database: Database)
     with db.connect(database.url, 20.0) as connection:
         finish(connection)
         rules, applied = database.rows(RULES), database.rows(APPLIED)
-        wipe(database)
+        with psycopg.connect(database.url, autocommit=True) as session:
+            wipe(session)
         apply_all(connection, sorted(events, key=lambda event: (event.moment[0], event.kind.value)))
         finish(connection)
     assert (database.rows(RULES), database.rows(APPLIED)) == (rules, applied)
@@ -364,7 +372,7 @@ def test_rows_that_others_have_locked_are_met_again_at_the_next_step(
             for _ in range(3):
                 began = time.monotonic()
                 assert event_store.deletion_step(connection, "sensor_readings", 20.0)
-                assert time.monotonic() - began < 2.0
+                assert time.monotonic() - began < 10
             assert left(database, "d1")["device_deletions"] == 1
             assert database.rows(f"select count(*) from {table}") != [(0,)]
     finish(connection)

@@ -47,7 +47,7 @@ class Worker:
             self.refresh()
             return condition()
 
-        wait_until(heard, 5.0)
+        wait_until(heard)
 
     @property
     def ids(self) -> set[str]:

@@ -317,8 +317,8 @@ def test_a_deadline_ends_the_call_and_its_query(database: Database, served: Serv
     began = monotonic()
     code, _ = served.refusal("GetLatestReadings", KITCHEN, timeout=0.5)
     assert code == "DEADLINE_EXCEEDED"
-    wait_until(lambda: not running(database), 5, "the end of the query")
-    assert monotonic() - began < 5
+    wait_until(lambda: not running(database), what="the end of the query")
+    assert monotonic() - began < 15
 
 
 def test_without_a_deadline_the_servers_own_limit_holds(database: Database) -> None:
@@ -336,7 +336,7 @@ def test_hanging_up_cancels_the_query_in_the_database(database: Database, served
     call = served.stub.GetLatestReadings.future(KITCHEN)
     wait_until(lambda: running(database), what="the query")
     call.cancel()
-    wait_until(lambda: not running(database), 5, "the end of the query")
+    wait_until(lambda: not running(database), what="the end of the query")
     database.rows("drop view series")
     database.rows("alter table series_kept rename to series")
     # nobody else's query was hit, and the connection that was is not used again
@@ -349,7 +349,7 @@ def test_hanging_up_cancels_the_query_in_the_database(database: Database, served
 
 def health_of(served: Served, **options: Any) -> int:
     stub = health_pb2_grpc.HealthStub(served.channel)
-    return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5, **options).status)
+    return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=20, **options).status)
 
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -367,10 +367,10 @@ def test_a_frozen_database_is_unavailable_within_seconds_and_used_again_when_it_
         code, sentence = served.refusal("GetLatestReadings", KITCHEN)
         assert (code, "database" in sentence) == ("UNAVAILABLE", True)
         assert monotonic() - began < 10
-        wait_until(lambda: health_of(served) == NOT_SERVING, 10)
+        wait_until(lambda: health_of(served) == NOT_SERVING)
         proxy.deaf = False
         proxy.cut()
-        wait_until(lambda: health_of(served) == SERVING, 15)
+        wait_until(lambda: health_of(served) == SERVING)
         assert served.call("GetLatestReadings", KITCHEN).readings
 
 
@@ -390,10 +390,10 @@ def test_a_database_that_refuses_connections_is_unavailable_at_once_also_at_the_
         with serving(database, url) as served:
             began = monotonic()
             assert served.refusal("GetLatestReadings", KITCHEN)[0] == "UNAVAILABLE"
-            assert monotonic() - began < 3
+            assert monotonic() - began < 8
             assert health_of(served) == NOT_SERVING
             proxy.refuse = False
-            wait_until(lambda: health_of(served) == SERVING, 10)
+            wait_until(lambda: health_of(served) == SERVING)
             assert list(served.call("GetLatestReadings", KITCHEN).readings) == []
 
 
@@ -668,7 +668,7 @@ def test_reflection_tells_what_there_is(served: Served) -> None:
 def test_health_names_the_service_too(served: Served) -> None:
     stub = health_pb2_grpc.HealthStub(served.channel)
     asked = health_pb2.HealthCheckRequest(service="collector.CollectorService")
-    assert stub.Check(asked, timeout=5).status == SERVING
+    assert stub.Check(asked, timeout=20).status == SERVING
 
 
 ELSEWHERE = """

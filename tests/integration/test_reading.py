@@ -315,7 +315,7 @@ def test_a_stop_ends_an_idle_read_at_once(workshop: Workshop, client: redis.Redi
     thread = threading.Thread(target=reader.read)
     thread.start()
     workshop.stop.set()
-    thread.join(5)
+    thread.join(15)
     assert not thread.is_alive()
 
 

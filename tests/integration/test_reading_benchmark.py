@@ -22,12 +22,12 @@ def test_the_benchmark_of_reading_back_prints_its_figures(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     told = tmp_path / "figures.json"
-    monkeypatch.setattr(reading_data, "DAYS", 3)
-    few = "--rows 30000 --rounds 1 --calls 5 --bucket-calls 2 --seconds 0.2 --entries 500"
+    monkeypatch.setattr(reading_data, "DAYS", 1)
+    few = "--rows 10000 --rounds 1 --calls 5 --bucket-calls 2 --seconds 0.2 --entries 500"
     servers = ["--database-url", database.url, "--redis-url", redis_url, "--json", str(told)]
     monkeypatch.setattr("sys.argv", ["reading", *few.split(), *servers])
     assert reading.main() == 0
-    assert database.count() == 30_000
+    assert database.count() == 10_000
     figures = {one["name"]: one for one in json.loads(told.read_text())}
     printed = capsys.readouterr().out
     for name, unit in (

@@ -337,7 +337,7 @@ def learned(worker: Rig, condition: Callable[[Registry], object]) -> None:
         worker.writer._learn()
         return condition(worker.writer._registry)
 
-    wait_until(heard, 5.0)
+    wait_until(heard)
 
 
 def test_readings_of_a_series_that_is_switched_off_are_skipped_beside_others(database: Database) -> None:

@@ -29,7 +29,7 @@ from ops.globs import like, like_of
 from ops.rules import Wrong, accept
 from rules import _glob
 from tests.commands import NAMES, PATIENT, Command, any_cells, commands, edge_cells, good_cells
-from tests.support import ROOT, Database, wait_until
+from tests.support import ROOT, Database, is_long, wait_until
 from tests.writing import InBackground
 
 AWAY = "postgresql://sluice:s3cret-word@127.0.0.1:1/none"
@@ -340,22 +340,28 @@ def test_export_and_list_can_be_imported_again_without_a_change(
     assert (done.errors, done.told) == ("", "inserted 0, changed 0, unchanged 2, deleted 0\n")
 
 
+@pytest.fixture
+def session(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    """For many examples: connecting anew takes longer than one of them."""
+    with psycopg.connect(database.url) as made:
+        yield made
+
+
 @IN_DATABASE
 @given(cells=st.lists(good_cells(), min_size=1, max_size=8))
 def test_the_round_trip_through_the_database_is_exact(
-    database: Database, cells: list[dict[str, Any]]
+    session: psycopg.Connection[Any], cells: list[dict[str, Any]]
 ) -> None:
+    session.rollback()
     rules = list({rule.id: rule for rule in map(accept, cells)}.values())
-    with psycopg.connect(database.url) as connection:
-        rule_store.put(connection, rules)  # type: ignore[arg-type]
-        listed = [row.rule for row in rule_store.listed(connection)]  # type: ignore[arg-type]
-        text = "".join(rule_files.csv_lines(listed))
-        again = rule_files.read(text.encode(), as_json=False)
-        assert sorted(again) == sorted(rules)
-        connection.execute("drop table sluice_rules")
-        counts = rule_store.put(connection, again, replace=True)  # type: ignore[arg-type]
-        assert counts == (0, 0, len(rules), 0)
-        connection.rollback()
+    rule_store.put(session, rules)  # type: ignore[arg-type]
+    listed = [row.rule for row in rule_store.listed(session)]  # type: ignore[arg-type]
+    text = "".join(rule_files.csv_lines(listed))
+    again = rule_files.read(text.encode(), as_json=False)
+    assert sorted(again) == sorted(rules)
+    session.execute("drop table sluice_rules")
+    counts = rule_store.put(session, again, replace=True)  # type: ignore[arg-type]
+    assert counts == (0, 0, len(rules), 0)
 
 
 def is_accepted(cells: dict[str, Any]) -> bool:
@@ -390,10 +396,9 @@ def test_at_every_edge_of_every_column_accepting_is_what_postgresql_does(databas
 @settings(IN_DATABASE, max_examples=300)
 @given(cells=any_cells())
 def test_what_is_accepted_postgresql_accepts_and_what_is_refused_it_refuses(
-    database: Database, cells: dict[str, Any]
+    session: psycopg.Connection[Any], cells: dict[str, Any]
 ) -> None:
-    with psycopg.connect(database.url) as connection:
-        assert is_accepted(cells) == is_taken(connection, cells)
+    assert is_accepted(cells) == is_taken(session, cells)
 
 
 @st.composite
@@ -422,13 +427,14 @@ def test_a_glob_means_the_same_in_sql_as_in_the_rules(database: Database) -> Non
         agrees()
 
 
-def test_a_hundred_thousand_rules_are_imported_listed_and_exported_in_seconds(
+def test_many_rules_are_imported_listed_and_exported_in_seconds(
     run: Command, database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    count = 100_000 if is_long() else 20_000
     file = tmp_path / "rules.csv"
     with file.open("w") as out:
         out.write("device,sensor,kind,value,hysteresis\n")
-        out.writelines(f"device-{n},temperature,max,{n % 50},1\n" for n in range(100_000))
+        out.writelines(f"device-{n},temperature,max,{n % 50},1\n" for n in range(count))
     seconds = {}
     for name, words in {
         "import": ["import", str(file)],
@@ -441,14 +447,14 @@ def test_a_hundred_thousand_rules_are_imported_listed_and_exported_in_seconds(
         seconds[name] = time.monotonic() - began
         assert (done.status, done.errors) == (0, "")
         if name.startswith("import"):
-            inserted = 100_000 if name == "import" else 0
-            counts = f"inserted {inserted}, changed 0, unchanged {100_000 - inserted}, deleted 0\n"
+            inserted = count if name == "import" else 0
+            counts = f"inserted {inserted}, changed 0, unchanged {count - inserted}, deleted 0\n"
             assert done.told == counts
         else:
-            assert done.told.count("\n") == 100_001
+            assert done.told.count("\n") == count + 1
     with capsys.disabled():
-        print("\n100,000 rules:", ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items()))
-    assert max(seconds.values()) < 120
+        print(f"\n{count:,} rules:", ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items()))
+    assert max(seconds.values()) < count * 0.0012
 
 
 def test_two_imports_at_once_wait_for_each_other(database: Database) -> None:
@@ -513,12 +519,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(database: Database) -> None:
 @pytest.mark.parametrize(
     "words", [("list",), ("export",), ("set", *KITCHEN, "--max", "1"), ("delete", "x")]
 )
-def test_a_database_that_is_away_is_one_line_and_status_1(words: tuple[str, ...]) -> None:
-    done = process(*words, DATABASE_URL=AWAY)
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.startswith(b"sluice: the database is not usable: ")
-    assert done.stderr.count(b"\n") == 1
-    assert b"s3cret-word" not in done.stderr
+def test_a_database_that_is_away_is_one_line_and_status_1(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", AWAY)
+    done = commands(None, capsys, monkeypatch)("thresholds", *words)
+    assert (done.status, done.told) == (1, "")
+    assert done.errors.startswith("sluice: the database is not usable: ")
+    assert done.errors.count("\n") == 1
+    assert "s3cret-word" not in done.errors
 
 
 def test_without_a_database_url_it_is_status_2_and_help_comes_all_the_same() -> None:

@@ -20,6 +20,7 @@ from config import Settings
 from main import DatabaseWriterService
 from ops import verify
 from redis_scripts import Keys
+from tests.commands import commands
 from tests.support import ROOT, Database, add, everything_settled, settings_for, wait_until
 
 AWAY = "postgresql://sluice:s3cret-word@127.0.0.1:1/none"
@@ -269,7 +270,12 @@ def test_the_other_server_is_checked_while_one_is_away(
 
 
 def test_no_secret_is_in_a_report_in_order(
-    settings: Settings, database: Database, redis_url: str, client: redis.Redis
+    settings: Settings,
+    database: Database,
+    redis_url: str,
+    client: redis.Redis,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The embedded servers take any password: what is in the address must not come out again."""
     separator = "&" if "?" in database.url else "?"
@@ -277,14 +283,17 @@ def test_no_secret_is_in_a_report_in_order(
     client.config_set("requirepass", "s3cret-word")
     with_password = redis_url.replace("unix://", "unix://:s3cret-word@")
     try:
+        run = commands(database, capsys, monkeypatch)
+        monkeypatch.setenv("DATABASE_URL", url)
+        monkeypatch.setenv("REDIS_URL", with_password)
         for form in ((), ("--json",)):
-            environment = database.environment() | {"DATABASE_URL": url, "REDIS_URL": with_password}
-            done = process(*form, **environment)
-            assert "s3cret-word" not in done.stdout + done.stderr
-            assert done.returncode == 0, done.stdout + done.stderr
-        wrong = process(REDIS_URL=redis_url.replace("unix://", "unix://:wr0ng@"), **database.environment())
-        assert wrong.returncode == 1
-        assert "wr0ng" not in wrong.stdout + wrong.stderr
+            done = run("verify", *form)
+            assert "s3cret-word" not in done.told + done.errors
+            assert done.status == 0, done
+        monkeypatch.setenv("REDIS_URL", redis_url.replace("unix://", "unix://:wr0ng@"))
+        wrong = run("verify")
+        assert wrong.status == 1
+        assert "wr0ng" not in wrong.told + wrong.errors
     finally:
         with redis.Redis.from_url(with_password) as admin:
             admin.config_set("requirepass", "")
