@@ -137,7 +137,10 @@ def _messages(
     for place, (names, payload, arrival, time, identity, mid, event) in enumerate(columned, begin):
         if event or names is None or payload is None or arrival is None or time is None:
             continue
-        sensors = parser.sensors_of(names.sensor, payload.values)
+        if payload.alone is None:
+            sensors = parser.sensors_of(names.sensor, payload.values)
+        else:
+            sensors = [sensor] if (sensor := names.sensor or payload.alone) else None
         if not sensors or len(sensors) > parser.most_readings:
             continue
         moment = arrival if payload.ts is None else time

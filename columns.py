@@ -9,9 +9,9 @@ the time of a call for each text (benchmarks/README.md).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -21,20 +21,32 @@ from schema import Bad
 T = TypeVar("T")
 
 
-class Measured(msgspec.Struct, forbid_unknown_fields=True):
-    """A payload of numbers with one time for all, as most devices send them."""
+class Told(NamedTuple):
+    """What a payload says in numbers, with one time for all, as most devices send them.
 
+    `alone`: there is one value, of the sensor that the topic names, or of this name where it names none.
+    None: each value has a name of its own.
+    """
+
+    values: Mapping[str, float]
+    ts: float | int | None = None
+    alone: str | None = None
+
+
+class _Measured(msgspec.Struct, forbid_unknown_fields=True):
     values: dict[str, float]
     ts: float | int | None = None
 
 
-_MEASURED = msgspec.json.Decoder(list[Measured])
+_MEASURED = msgspec.json.Decoder(list[_Measured])
+_OBJECTS = msgspec.json.Decoder(list[dict[str, float]])
 _FLOATS = msgspec.json.Decoder(list[float])
 _NUMBERS: msgspec.json.Decoder[list[float]] = msgspec.json.Decoder(list[int | float])
 _INTEGERS = msgspec.json.Decoder(list[int])
 _MOMENTS = msgspec.json.Decoder(list[datetime])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_EXACT = 2.0**53  # a whole number below it is itself as a float
 _LONGEST_MOMENT = len("2026-01-02T03:04:05.123456Z")
 
 
@@ -61,22 +73,61 @@ def times(column: Sequence[bytes], latest_us: int) -> list[int | None]:
     return [one if one is not None and one <= latest_us else None for one in found]
 
 
-def payloads(column: Sequence[bytes]) -> list[Measured | None]:
-    """Payloads of the form `{"ts": …, "values": {name: number, …}}`, as `payloads.members` reads them."""
+def payloads(column: Sequence[bytes]) -> list[Told | None]:
+    """Payloads as `payloads.members` reads them: `{"ts": …, "values": {name: number, …}}`, `{name: number,
+    …}` with or without a time, and bare numbers.
+    """
+    objects = [place for place, raw in enumerate(column) if raw[:1] == b"{"]
+    found: list[Told | None] = [None] * len(column)
+    if len(objects) < len(column):
+        bare = [place for place, raw in enumerate(column) if raw[:1] != b"{"]
+        for place, number in zip(bare, numbers([column[place] for place in bare]), strict=True):
+            if number is not None:
+                found[place] = Told({"": number}, None, "")
+    for place, told in zip(objects, _objects([column[place] for place in objects]), strict=True):
+        found[place] = told
+    return found
+
+
+def _objects(column: Sequence[bytes]) -> list[Told | None]:
     # A text that is not whole by itself could swallow its neighbour: it is left out.
-    whole = [
-        raw if raw[:1] == b"{" and b"\\" not in raw and not raw.count(b'"') % 2 else b"" for raw in column
-    ]
-    found = _decoded(whole, _MEASURED, _no_payload)
-    return [
-        one if one is not None and raw.count(b":") == raw.count(b'":') == _names(one) else None
-        for raw, one in zip(column, found, strict=True)
-    ]
+    whole = [raw if b"\\" not in raw and not raw.count(b'"') % 2 else b"" for raw in column]
+    nested = [place for place, raw in enumerate(whole) if b'"values"' in raw]
+    found: list[Told | None] = [None] * len(column)
+    for place, one in _at(nested, whole, _MEASURED):
+        if _says_once(column[place], len(one.values) + 2 - (one.ts is None)):
+            found[place] = Told(one.values, one.ts)
+    flat = range(len(column)) if not nested else sorted({*range(len(column))}.difference(nested))
+    for place, numbered in _at(flat, whole, _OBJECTS):
+        if _says_once(column[place], len(numbered)):
+            found[place] = _with_time(numbered)
+    return found
 
 
-def _names(payload: Measured) -> int:
-    """How many names its text has, if none of them is repeated."""
-    return len(payload.values) + 2 - (payload.ts is None)
+def _at(
+    places: Sequence[int], column: Sequence[bytes], decoder: msgspec.json.Decoder[list[T]]
+) -> Iterator[tuple[int, T]]:
+    found: list[T | None] = _decoded([column[place] for place in places], decoder, _nothing)
+    for place, one in zip(places, found, strict=True):
+        if one is not None:
+            yield place, one
+
+
+def _says_once(raw: bytes, names: int) -> bool:
+    """Whether its text has so many names and no more: none is repeated, and none hides in a value."""
+    return raw.count(b":") == raw.count(b'":') == names
+
+
+def _with_time(numbered: dict[str, float]) -> Told | None:
+    """What is left beside the time, as `payloads.members` tells them apart."""
+    time = numbered.pop("timestamp", None)
+    time = numbered.pop("ts", time)
+    alone = "value" if len(numbered) == 1 and "value" in numbered else None
+    if not numbered or not -_EXACT < (time or 0.0) < _EXACT:
+        return None
+    if time is None or not time.is_integer():
+        return Told(numbered, time, alone)
+    return Told(numbered, int(time), alone)
 
 
 def unix_times(column: Sequence[float], latest_us: int) -> list[int | None]:
@@ -144,7 +195,7 @@ def _passed_over(_: bytes) -> float | None:
     return None
 
 
-def _no_payload(_: bytes) -> Measured | None:
+def _nothing(_: bytes) -> None:
     return None
 
 

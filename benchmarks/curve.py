@@ -1,6 +1,6 @@
 """The curve over streams as a picture, from the JSON of benchmarks.scale.
 
-    .venv/bin/python -m benchmarks.scale --json FILE && .venv/bin/python -m benchmarks.curve FILE IMAGE.svg
+    .venv/bin/python -m benchmarks.scale --json FILE && .venv/bin/python -m benchmarks.curve FILE… IMAGE.svg
 
 Two panels over the number of streams: readings/s that one worker drains, and how much of a core it uses
 while nothing comes. A line for each layout; the bars are the spread of the rounds.
@@ -130,13 +130,19 @@ def picture(figures: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("figures", type=Path, help="what benchmarks.scale --json wrote")
+    parser.add_argument("figures", type=Path, nargs="+", help="what benchmarks.scale --json wrote")
     parser.add_argument("image", type=Path, help="the SVG to write")
     chosen = parser.parse_args(arguments)
+    figures: dict[str, Any] = {}
+    for file in chosen.figures:
+        try:
+            figures |= json.loads(file.read_text(encoding="utf-8"))["figures"]
+        except (OSError, ValueError, KeyError) as error:
+            raise SystemExit(f"benchmark: {file} cannot be drawn: {error}") from None
     try:
-        drawn = picture(json.loads(chosen.figures.read_text(encoding="utf-8"))["figures"])
-    except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"benchmark: {chosen.figures} cannot be drawn: {error}") from None
+        drawn = picture(figures)
+    except ValueError as error:
+        raise SystemExit(f"benchmark: {file} cannot be drawn: {error}") from None
     chosen.image.parent.mkdir(parents=True, exist_ok=True)
     chosen.image.write_text(drawn, encoding="utf-8")
     return 0

@@ -85,9 +85,19 @@ PAYLOADS = [
     b'{"ts": 1690000000, "values": {"a": 1, "b": 2.5}}', b'{"values": {"a": 1}}',
     b'{"values":{"a":-1e3},"ts":1.5}',
     b'{"ts": 1690000000123, "values": {"c": 18446744073709551616}}',
+    b"21.5", b"-3", b"0", b'{"a": 1.5}', b'{"a": 1, "b": -2.5, "ts": 1690000000}', b'{"value": 7}',
+    b'{"value": 7.25, "timestamp": 1690000000123}', b'{"timestamp": 1690000000.5, "x": 1}',
 ]  # fmt: skip
 STRANGE_PAYLOADS = [
-    b"", b"{}", b"5", b"[]", b'{"values": {}}', b'{"values": {"a": true}}', b'{"values": {"a": "on"}}',
+    b"", b"{}", b"[]", b" 5", b"5 ", b"nan", b"on", b"true", b"1,2", b"1e999", b"[1", b"\xa1", b"\x9f\xff",
+    b'{"ts": 1690000000}', b'{"ts": 1690000000, "timestamp": 1, "a": 1}', b'{"a": 1, "a": 2}', b'{"": 1}',
+    b'{"value": 1, "ts": -0.0}', b'{"value": 1, "ts": 1690000000123456789}', b'{"value": 1, "metadata": 2}',
+    b'{"value": 1, "ts": 1e9}', b'{"values": 5}', b'{"a": {"b": 1}}', b'{"a": 1, "b": true}',
+    b'{"a": "1:2"}',
+    b'{"a": 1}}', b'{"a": 1},{"a": 2}', b'{"value": 1, "value": 2}', b'{"a" : 1}', b'{"ts": 1e300, "a": 1}',
+    b'{"timestamp": 9007199254740993, "a": 1}', b'{"a": 1' + b"0" * 400 + b"}", b'{"metadata": 1}',
+    b'{"value": 1, "metadata": null}', b'{"values": 1, "ts": 1690000000}',
+    b'{"values": {}}', b'{"values": {"a": true}}', b'{"values": {"a": "on"}}',
     b'{"values": {"a": 1, "a": 2}}', b'{"values": {"a": 1}, "ts": 1, "ts": 2}', b'{"values": {"": 1}}',
     b'{"values": {"a": NaN}}', b'{"values": {"a": {"b": 1}}}', b'{"values": {"a": 1}, "more": 2}',
     b'{"ts": null, "values": {"a": 1}}', b'{"ts": "2023-07-22T04:26:40Z", "values": {"a": 1}}',
@@ -287,6 +297,11 @@ def test_what_is_acknowledged_in_blocks_is_what_is_acknowledged_one_by_one(
     }
     assert list(letters(settled)) == list(letters(list(settled)))
     assert len(list(letters(settled))) == answers.count(None)
+
+
+def test_usual_payloads_are_decoded_together() -> None:
+    found = columns.payloads([one for one in PAYLOADS if b"18446744073709551616" not in one])
+    assert None not in found
 
 
 def test_halves_of_payloads_that_fit_together_shift_no_neighbour() -> None:
