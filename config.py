@@ -31,6 +31,11 @@ class _DatabaseSettings(BaseSettings):
     database_url: DatabaseAddress = Field(
         description="postgresql://user:password@host:5432/database", min_length=1
     )
+    database_direct_url: DatabaseAddress | None = Field(
+        None,
+        description="the server's own address, where DATABASE_URL leads to a pooler (PgBouncer): for "
+        "readers of live readings, migrations, and dropping partitions",
+    )
     table_name: TableName = Field("sensor_readings", description="table of the readings")
     enable_timescale: bool = Field(False, description="true: hypertable; false: plain PostgreSQL")
     db_timeout_sec: float = Field(
@@ -114,9 +119,9 @@ class Settings(DashboardSettings, QuerySettings, EdgeSettings, _DatabaseSettings
         60.0, ge=1, le=86_400, description="look for changes of rules that no notification told of"
     )
 
-    def sqlalchemy_url(self) -> str:
-        """`DATABASE_URL` in SQLAlchemy's spelling, for Alembic: never log it."""
-        return "postgresql+psycopg://" + self.database_url.get_secret_value().partition("://")[2]
+    def direct_url(self) -> str | None:
+        """`DATABASE_DIRECT_URL`, where it is set: never log it."""
+        return self.database_direct_url.get_secret_value() if self.database_direct_url else None
 
 
 def load(**overrides: Any) -> Settings:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator
+from math import inf
 from time import monotonic
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import IsolationLevel, sql
+from psycopg.conninfo import conninfo_to_dict
 
 T = TypeVar("T")
 # SQLSTATE classes, https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -20,11 +22,24 @@ _SCHEMA_STATES = {"42P01", "42703", "42501", "42704", "42P10", "42804"}
 # (not_null_violation) or changed a type (invalid_binary_representation). Dead-lettering would take all.
 _CHANGED_STATES = {"23502", "22P03"}
 # Errors of a first connection have no SQLSTATE, only the server's words.
-_REFUSALS = re.compile(r'authentication failed|(database|role) ".*" does not exist|no pg_hba\.conf entry')
+_REFUSALS = re.compile(
+    r'authentication failed|(database|role) ".*" does not exist|no pg_hba\.conf entry'
+    r"|no such (database|user)"
+    r"|certificate verify failed|does not match host name|(root )?certificate file .* does not exist"
+    r"|could not (load|read|open|get) .*certificate|private key|does not support SSL|client certificate"
+    r"|unknown ca|certificate unknown|bad certificate|certificate required|unsupported certificate"
+)
+# How psycopg tells several attempts: one for each host, and for each address of a host.
+_ATTEMPT = re.compile(r"^- host: .*$", re.MULTILINE)
+_CONNECT_SEC = 5
 
 
 class Unreachable(psycopg.OperationalError):
     """The database took a connection and then did not answer in time."""
+
+
+class PoolerBetween(psycopg.OperationalError):
+    """What needs a session of its own would get one that a pooler shares out."""
 
 
 class BoundedConnection(psycopg.Connection[Any]):
@@ -55,20 +70,66 @@ class BoundedConnection(psycopg.Connection[Any]):
 def connect(url: str, timeout_sec: float, overdue: Callable[[], bool] = lambda: False) -> BoundedConnection:
     """Connect, with a deadline for each transaction (`begin` starts it) and without prepared statements.
 
-    Prepared statements and session settings would not survive a pooler in transaction mode. `overdue`
-    ends every wait early, at shutdown. Raises `psycopg.OperationalError`.
+    Prepared statements and session settings would not survive a pooler in transaction mode. Transactions
+    are READ COMMITTED whatever the database's default: statements after a lock must see what others have
+    committed. `url` may name several hosts. `overdue` ends every wait early, at shutdown. Raises
+    `psycopg.OperationalError`.
     """
     connection = BoundedConnection.connect(
         url,
         prepare_threshold=None,
-        connect_timeout=5,
+        connect_timeout=_seconds_a_host(url),
         application_name="sluice",
         keepalives_idle=10,
         keepalives_interval=5,
         keepalives_count=3,
     )
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
     start_clock(connection, timeout_sec, overdue)
     return connection
+
+
+def connect_directly(
+    url: str,
+    direct_url: str | None,
+    timeout_sec: float = inf,
+    overdue: Callable[[], bool] = lambda: False,
+) -> BoundedConnection:
+    """Connect for what lives as long as its session: LISTEN, session locks and settings.
+
+    `direct_url`: the address past a pooler, None where there is none. Raises: `PoolerBetween` where there
+    is one all the same, for what is left in its sessions would strike others.
+    """
+    connection = connect(direct_url or url, timeout_sec, overdue)
+    try:
+        if direct_url is None and is_pooled(connection):
+            raise PoolerBetween(
+                "DATABASE_URL leads to a pooler, and this needs a session of its own; set "
+                "DATABASE_DIRECT_URL to the server's own address"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def is_pooled(connection: BoundedConnection) -> bool:
+    """Whether a pooler stands between: it gives its clients keys of its own, not its server's process id.
+
+    Raises psycopg errors; leaves no transaction open.
+    """
+    row = connection.execute("select pg_backend_pid()").fetchone()
+    connection.rollback()
+    return row is not None and row[0] != connection.info.backend_pid
+
+
+def _seconds_a_host(url: str) -> int:
+    """All of several hosts together may take little longer than one: a stop waits for connecting."""
+    found = conninfo_to_dict(url)
+    if "connect_timeout" in found:
+        return int(found["connect_timeout"] or _CONNECT_SEC)
+    hosts = str(found.get("host") or "").count(",") + 1
+    return max(2, (_CONNECT_SEC + 1) // hosts) if hosts > 1 else _CONNECT_SEC
 
 
 def start_clock(
@@ -126,10 +187,14 @@ def is_world(error: BaseException) -> bool:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether a first connection failed for good: a wrong password, a database that does not exist."""
+    """Whether a first connection failed for good: a wrong password, a database that does not exist, a
+    certificate of an unknown authority. Of several hosts, every one must have refused.
+    """
     if not isinstance(error, psycopg.Error):
         return False
-    return (error.sqlstate or "")[:2] in ("28", "3D") or bool(_REFUSALS.search(str(error)))
+    attempts = _ATTEMPT.findall(str(error)) or [str(error)]
+    refused = all(_REFUSALS.search(attempt) for attempt in attempts)
+    return (error.sqlstate or "")[:2] in ("28", "3D") or refused
 
 
 def identifiers(names: tuple[str, ...]) -> sql.Composed:

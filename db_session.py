@@ -29,8 +29,10 @@ class Session:
         stop: StopFlag,
         stats: Stats,
         on_outage: Callable[[], None] = lambda: None,
+        direct_url: str | None = None,
     ) -> None:
         self._url = url
+        self._direct_url = direct_url
         self._timeout_sec = timeout_sec
         self._stop = stop
         self._stats = stats
@@ -61,8 +63,10 @@ class Session:
         return self._connection
 
     def another(self) -> BoundedConnection:
-        """A second connection, for what must not touch the session of the first. The caller closes it."""
-        return database.connect(self._url, self._timeout_sec, self._stop.overdue)
+        """A second connection, for what changes its session and must not touch that of the first. The
+        caller closes it. Raises: `database.PoolerBetween`, psycopg errors.
+        """
+        return database.connect_directly(self._url, self._direct_url, self._timeout_sec, self._stop.overdue)
 
     def begin(self) -> BoundedConnection:
         """The connection, in a transaction that neither side lets run longer than `timeout_sec`."""

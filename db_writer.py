@@ -60,6 +60,7 @@ class WriterOptions:
     """Plain values of the settings that writing depends on. Times in seconds unless named otherwise."""
 
     url: str
+    direct_url: str | None = None
     table: str = "sensor_readings"
     enable_timescale: bool = False
     batch_size: int = 10_000
@@ -96,7 +97,9 @@ class DatabaseWriter:
         self._options = options
         self._stats = stats
         self._on_due = on_due
-        self._session = Session(options.url, options.timeout_sec, stop, stats, on_outage)
+        self._session = Session(
+            options.url, options.timeout_sec, stop, stats, on_outage, options.direct_url
+        )
         self._registry = Registry(accept_unknown=options.accept_unknown_series, clock=clock)
         store = RuleStore()
         self._knowledge = Knowledge(store, self._registry, options.rules_reload_sec, clock)

@@ -225,7 +225,7 @@ class Housekeeping:
             if not database.is_world(error):
                 raise
             # Not worth a pause of the worker: a long reader holds a partition, or the server is away.
-            structlog.get_logger().warning("retention_postponed", error=type(error).__name__)
+            structlog.get_logger().warning("retention_postponed", error=describe(error))
         else:
             if dropped:
                 structlog.get_logger().info("partitions_dropped", partitions=dropped)

@@ -1,8 +1,8 @@
 """What a worker keeps in memory of the database's own tables: rules, and the registry.
 
 Triggers announce each change; what was announced is read before the next batch is judged. Notifications can
-be lost (a pooler, a failover): so everything is looked at again on every new connection and every
-RULES_RELOAD_SEC. While the database is away, what is in memory stays in force.
+be lost (a failover), and a pooler does not pass them: so everything is looked at again on every new
+connection and every RULES_RELOAD_SEC. While the database is away, what is in memory stays in force.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+import structlog
+
+import database
 from database import BoundedConnection
 from registry import Registry
 from rule_store import RuleStore
@@ -53,9 +56,16 @@ class Knowledge:
         connection.commit()
 
     def _attach(self, connection: BoundedConnection) -> None:
-        """A new connection: listen first, then look, so that no change falls between the two."""
-        connection.execute(f"listen {THRESHOLDS}; listen {SERIES}")
-        connection.commit()
+        """A new connection: listen first, then look, so that no change falls between the two.
+
+        Behind a pooler it would be a session of the pooler's that listens, for whomever it serves next.
+        """
+        pooled = database.is_pooled(connection)
+        if not pooled:
+            connection.execute(f"listen {THRESHOLDS}; listen {SERIES}")
+            connection.commit()
+        elif self._connection is None:
+            structlog.get_logger().info("rules_by_looking", reason="a pooler", seconds=self._reload_sec)
         self._look(connection)
         connection.commit()
         self._connection = connection

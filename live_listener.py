@@ -46,18 +46,18 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(url: str, *, hung_sec: float = HUNG_SEC) -> Iterator[Listener]:
+def listening(url: str, *, direct_url: str | None = None, hung_sec: float = HUNG_SEC) -> Iterator[Listener]:
     """Listen until the block ends. Workers begin to tell within about a second.
 
     A reader that takes nothing for `hung_sec` is disconnected by the server, over TCP. Raises psycopg
-    errors.
+    errors, `database.PoolerBetween` where `url` leads to a pooler and there is no `direct_url` past it.
     """
-    with contextlib.closing(_connect(url, hung_sec)) as connection:
+    with contextlib.closing(_connect(url, direct_url, hung_sec)) as connection:
         yield Listener(connection)
 
 
-def _connect(url: str, hung_sec: float) -> BoundedConnection:
-    connection = database.connect(url, _ANSWER_SEC)
+def _connect(url: str, direct_url: str | None, hung_sec: float) -> BoundedConnection:
+    connection = database.connect_directly(url, direct_url, _ANSWER_SEC)
     try:
         connection.execute(live_sql.GIVE_UP, {"milliseconds": str(int(hung_sec * 1000))})
         connection.execute(live_sql.LISTEN)
@@ -83,8 +83,10 @@ class Following:
         stats: CountsErrors,
         hear: Callable[[Told], None],
         clock: Callable[[], float] = monotonic,
+        direct_url: str | None = None,
     ) -> None:
         self._url = url
+        self._direct_url = direct_url
         self._stop = stop
         self._stats = stats
         self._hear = hear
@@ -95,7 +97,7 @@ class Following:
     def run(self) -> None:
         """Returns after a stop. Raises `retry.Stopping` at a stop in an outage, and what is no outage."""
         while not self._stop.is_set():
-            connection = self._patience.call(lambda: _connect(self._url, HUNG_SEC))
+            connection = self._patience.call(lambda: _connect(self._url, self._direct_url, HUNG_SEC))
             try:
                 with contextlib.closing(connection):
                     self._follow(Listener(connection))

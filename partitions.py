@@ -30,7 +30,9 @@ _LIST = sql.SQL(
     """
 )
 # So that bounds are written the one way that is read here.
-_PLAIN_DATES = "select set_config('datestyle', 'ISO, YMD', false), set_config('timezone', 'UTC', false)"
+_PLAIN_DATES = """
+    select set_config('datestyle', 'ISO, YMD', %(local)s), set_config('timezone', 'UTC', %(local)s)
+"""
 _IMPATIENT = """
     select set_config('lock_timeout', %(lock)s, false),
            set_config('statement_timeout', %(statement)s, false)
@@ -131,7 +133,7 @@ class Partitions:
         database.start_clock(connection, self._timeout_sec)
         timeouts = {"lock": str(_PATIENCE_MS), "statement": str(int(self._timeout_sec * 1000))}
         connection.execute(_IMPATIENT, timeouts)
-        connection.execute(_PLAIN_DATES)
+        connection.execute(_PLAIN_DATES, {"local": False})
         row = connection.execute(self._fill(_TRY_LOCK)).fetchone()
         if not row or not row[0]:
             return 0
@@ -151,7 +153,7 @@ class Partitions:
 
     def days(self, connection: BoundedConnection) -> set[int]:
         """The days that have a partition, as days since 1970. Leaves a transaction open."""
-        connection.execute(_PLAIN_DATES)
+        connection.execute(_PLAIN_DATES, {"local": True})
         rows = connection.execute(self._fill(_LIST)).fetchall()
         return {day for _, pending, bound in rows if not pending for day in _days_of(bound)}
 

@@ -14,6 +14,7 @@ SECRETS = (
     "redis_username",
     "redis_password",
     "database_url",
+    "database_direct_url",
     "mqtt_url",
     "mqtt_username",
     "mqtt_password",

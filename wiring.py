@@ -72,6 +72,7 @@ def reader_options(settings: Settings) -> ReaderOptions:
 def writer_options(settings: Settings) -> WriterOptions:
     return WriterOptions(
         url=settings.database_url.get_secret_value(),
+        direct_url=settings.direct_url(),
         table=settings.table_name,
         enable_timescale=settings.enable_timescale,
         batch_size=settings.batch_size,
@@ -179,6 +180,7 @@ def query_options(settings: Settings) -> QueryOptions:
         )
     return QueryOptions(
         database_url=settings.database_url.get_secret_value(),
+        direct_url=settings.direct_url(),
         table=settings.table_name,
         enable_timescale=settings.enable_timescale,
         host=settings.query_host,
@@ -214,6 +216,7 @@ def dashboard_options(settings: Settings) -> DashboardOptions:
         tls = Tls(certificate=settings.dashboard_certificate, key=settings.dashboard_key)
     return DashboardOptions(
         database_url=settings.database_url.get_secret_value(),
+        direct_url=settings.direct_url(),
         table=settings.table_name,
         enable_timescale=settings.enable_timescale,
         host=settings.dashboard_host,

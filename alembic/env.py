@@ -14,6 +14,7 @@ from psycopg.errors import Diagnostic
 from sqlalchemy import Connection, create_engine, inspect, pool, text
 
 import config
+import database
 import models
 from alembic import context
 
@@ -59,7 +60,13 @@ def warn(notice: Diagnostic) -> None:
 
 
 def online() -> None:
-    engine = create_engine(settings.sqlalchemy_url(), poolclass=pool.NullPool)
+    url, direct_url = settings.database_url.get_secret_value(), settings.direct_url()
+    # not by an address of SQLAlchemy's, which knows one host only
+    engine = create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: database.connect_directly(url, direct_url),
+        poolclass=pool.NullPool,
+    )
     with engine.connect() as connection:
         raw = connection.connection.driver_connection
         if isinstance(raw, psycopg.Connection):

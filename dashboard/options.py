@@ -22,12 +22,14 @@ class PipelineOptions:
 class DashboardOptions:
     """Plain values of the settings that the dashboard depends on. Times in seconds.
 
-    `allowed_hosts`: what a browser may call this server beside the names of loopback; empty off loopback:
-    anything. `clients`: most WebSockets at once. `publish_alerts`: whether the end of an alert is marked as
-    due for publishing.
+    `direct_url`: the database's address past a pooler, None where there is none. `allowed_hosts`: what a
+    browser may call this server beside the names of loopback; empty off loopback: anything.
+    `clients`: most WebSockets at once. `publish_alerts`: whether the end of an alert is marked as due for
+    publishing.
     """
 
     database_url: str
+    direct_url: str | None = None
     table: str
     enable_timescale: bool
     host: str

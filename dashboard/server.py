@@ -64,7 +64,13 @@ class DashboardServer:
             enable_timescale=options.enable_timescale,
             name="dashboard",
         )
-        self._following = Following(options.database_url, stop, Stats(), lambda told: self._hear(told))
+        self._following = Following(
+            options.database_url,
+            stop,
+            Stats(),
+            lambda told: self._hear(told),
+            direct_url=options.direct_url,
+        )
         self.serving = False
         self.port: int | None = None
 

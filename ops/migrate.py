@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 
+import psycopg
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -23,6 +25,7 @@ import models
 import schema_check
 from alembic import command
 from config import ConfigError, Settings
+from database import BoundedConnection
 from schema_check import SchemaMismatch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +55,18 @@ def alembic_config(settings: Settings) -> Config:
     return found
 
 
+def _connect(settings: Settings, timeout_sec: float = inf) -> BoundedConnection:
+    url, direct_url = settings.database_url.get_secret_value(), settings.direct_url()
+    return database.connect_directly(url, direct_url, timeout_sec)
+
+
+def _engine(settings: Settings) -> sa.Engine:
+    """SQLAlchemy over connections of ours: its own addresses know one host only."""
+    return sa.create_engine(
+        "postgresql+psycopg://", creator=lambda: _connect(settings), poolclass=sa.NullPool
+    )
+
+
 def upgrade(settings: Settings, revision: str = "head") -> None:
     """Raises: `SchemaMismatch` where the newest revision is reached and a worker would refuse it still."""
     command.upgrade(alembic_config(settings), revision)
@@ -65,7 +80,7 @@ def _mismatch(settings: Settings) -> str | None:
     """What a worker with these settings would refuse: another kind of table, another name."""
     if ScriptDirectory.from_config(alembic_config(settings)).get_current_head() != models.REVISIONS[-1]:
         return None  # a migration is being written: workers do not know it yet
-    with database.connect(settings.database_url.get_secret_value(), timeout_sec=30) as connection:
+    with _connect(settings, timeout_sec=30) as connection:
         found = schema_check.look(connection, settings.table_name)
     try:
         schema_check.check(found, settings.table_name, enable_timescale=settings.enable_timescale)
@@ -82,8 +97,7 @@ def downgrade(settings: Settings, target: str = "1") -> None:
 
 
 def _say_where(settings: Settings) -> None:
-    engine = sa.create_engine(settings.sqlalchemy_url(), poolclass=sa.NullPool)
-    with engine.connect() as connection:
+    with _engine(settings).connect() as connection:
         heads = MigrationContext.configure(connection).get_current_heads()
     print(f"The database is at {', '.join(heads) or 'no revision: it holds no table of ours'}.")
 
@@ -99,10 +113,9 @@ def create(settings: Settings, message: str) -> None:
 def check(settings: Settings) -> list[str]:
     """What is wrong with the database's schema, a sentence each; empty when it is as it should be."""
     head = ScriptDirectory.from_config(alembic_config(settings)).get_current_head()
-    engine = sa.create_engine(settings.sqlalchemy_url(), poolclass=sa.NullPool)
     metadata = models.metadata_for(settings.table_name)
     problems: list[str] = []
-    with engine.connect() as connection:
+    with _engine(settings).connect() as connection:
         ours = models.ours(metadata, sa.inspect(connection).get_view_names())
         context = MigrationContext.configure(
             connection,
@@ -176,9 +189,15 @@ def main(arguments: Sequence[str]) -> int:
         print(f"migrate: {error}", file=sys.stderr)
         return 1
     except sa.exc.DBAPIError as error:
-        print(f"migrate: the database says: {' '.join(str(error.orig).split())}", file=sys.stderr)
-        return 1
+        return _complain(error.orig)
+    except psycopg.Error as error:
+        return _complain(error)
     return 0
+
+
+def _complain(error: BaseException | None) -> int:
+    print(f"migrate: the database says: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

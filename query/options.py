@@ -20,11 +20,13 @@ class Tls:
 class QueryOptions:
     """Plain values of the settings that the query service depends on. Times in seconds.
 
-    `workers`: most calls that use the database at once. `most_streams`: most streams at once.
-    `publish_alerts`: whether the end of an alert is marked as due for publishing.
+    `direct_url`: the database's address past a pooler, None where there is none. `workers`: most calls that
+    use the database at once. `most_streams`: most streams at once. `publish_alerts`: whether
+    the end of an alert is marked as due for publishing.
     """
 
     database_url: str
+    direct_url: str | None = None
     table: str
     enable_timescale: bool
     host: str

@@ -65,7 +65,9 @@ class QueryServer:
         self._calls = Calls(
             options.database_url, options.workers, options.timeout_sec, lambda: self._pulse.answers
         )
-        self._following = Following(options.database_url, stop, Stats(), self.hub.hear)
+        self._following = Following(
+            options.database_url, stop, Stats(), self.hub.hear, direct_url=options.direct_url
+        )
         self._threads: ThreadPoolExecutor | None = None
         self.port: int | None = None
 

@@ -28,6 +28,7 @@ from tests.faults import Proxy, proxy_to
 from tests.support import Database, wait_until
 from tests.writing import InBackground, Rig, batch_of, reading, rig
 
+COMMIT = b"COMMIT\0"  # not that of BEGIN ISOLATION LEVEL READ COMMITTED
 READINGS = [reading(n) for n in range(1000)]
 
 
@@ -67,7 +68,7 @@ def cut_before_commit(proxy: Proxy) -> None:
     """The next COMMIT does not arrive. Once."""
 
     def look(piece: bytes) -> bool:
-        if b"COMMIT" in piece:
+        if COMMIT in piece:
             proxy.cut_when = nothing
             return True
         return False
@@ -79,7 +80,7 @@ def cut_after_commit(proxy: Proxy) -> None:
     """The next COMMIT arrives and is done; its answer is lost. Once."""
 
     def sent(piece: bytes) -> bool:
-        if b"COMMIT" in piece:
+        if COMMIT in piece:
             proxy.cut_when = nothing
             proxy.cut_reply_when = answered
         return False
@@ -239,7 +240,7 @@ def test_a_database_that_falls_silent_after_commit_was_sent_is_given_up_too(
     """The server has committed, nothing comes back, no connection breaks: only our own clock ends it."""
 
     def fall_silent(piece: bytes) -> bool:
-        if b"COMMIT" in piece:
+        if COMMIT in piece:
             proxy.cut_when = nothing
             proxy.mute = True
         return False

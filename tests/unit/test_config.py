@@ -310,7 +310,6 @@ def test_the_parts_of_the_redis_address_come_together(
 def test_spellings_of_the_database_address_mean_the_same(scheme: str) -> None:
     settings = config.load(database_url=f"{scheme}://h/d")
     assert settings.database_url.get_secret_value() == "postgresql://h/d"
-    assert settings.sqlalchemy_url() == "postgresql+psycopg://h/d"
 
 
 def test_env_example_and_settings_name_the_same_settings() -> None:
