@@ -20,6 +20,7 @@ import database
 import event_store
 import partitions
 import schema_check
+import stuck
 from alerting import Alerting, Judged
 from database import BoundedConnection
 from db_session import Session
@@ -97,6 +98,7 @@ class DatabaseWriter:
         self._options = options
         self._stats = stats
         self._on_due = on_due
+        self._locked_out = False
         self._session = Session(
             options.url, options.timeout_sec, stop, stats, on_outage, options.direct_url
         )
@@ -210,6 +212,9 @@ class DatabaseWriter:
         connection = self._session.connection
         try:
             fates: Sequence[Answer] | None
+            if self._locked_out:
+                self._locked_out = False
+                stuck.end_copies(connection, self._options.timeout_sec / 3)
             self._housekeeping.ensure_partitions(days_of(readings))
             connection = self._session.begin()
             if staged:
@@ -225,6 +230,7 @@ class DatabaseWriter:
             # A crash before this line stores nothing; after it, redelivery finds the rows there.
             connection.commit()
         except psycopg.Error as error:
+            self._locked_out = isinstance(error, psycopg.errors.LockNotAvailable)
             if self._telling.to_blame(error):
                 raise psycopg.OperationalError("the queue of notifications is full") from error
             if partitions.is_missing_partition(error):

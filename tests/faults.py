@@ -19,6 +19,7 @@ class Proxy:
 
     `cut_when`: a look at each piece sent to the server; True cuts the connection instead of passing it
     on. `cut_reply_when`: the same for pieces that come back; the server has done its work by then.
+    `alter`: what is passed to the server in place of each piece.
     `deaf`: accept and keep connections, pass nothing. `mute`: swallow the server's answers only.
     """
 
@@ -31,6 +32,7 @@ class Proxy:
         self.refuse = False
         self.cut_when: Watch = lambda _: False
         self.cut_reply_when: Watch = lambda _: False
+        self.alter: Callable[[bytes], bytes] = lambda piece: piece
         self.cuts = 0
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
@@ -106,7 +108,7 @@ class Proxy:
             self._close(side)
         else:
             try:
-                self._pairs[side].sendall(piece)
+                self._pairs[side].sendall(self.alter(piece) if to_server else piece)
             except OSError:
                 self._close(side)
 
