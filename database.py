@@ -29,8 +29,8 @@ _REFUSALS = re.compile(
     r"|could not (load|read|open|get) .*certificate|private key|does not support SSL|client certificate"
     r"|unknown ca|certificate unknown|bad certificate|certificate required|unsupported certificate"
 )
-# How psycopg tells several attempts: one for each host, and for each address of a host.
-_ATTEMPT = re.compile(r"^- host: .*$", re.MULTILINE)
+# How psycopg tells several attempts, one for each address of each host: the host, what it said.
+_ATTEMPT = re.compile(r"^- (host: .*?, port: .*?), hostaddr: (.*)$", re.MULTILINE)
 _CONNECT_SEC = 5
 
 
@@ -192,9 +192,19 @@ def is_refused(error: BaseException) -> bool:
     """
     if not isinstance(error, psycopg.Error):
         return False
-    attempts = _ATTEMPT.findall(str(error)) or [str(error)]
-    refused = all(_REFUSALS.search(attempt) for attempt in attempts)
-    return (error.sqlstate or "")[:2] in ("28", "3D") or refused
+    if (error.sqlstate or "")[:2] in ("28", "3D"):
+        return True
+    hosts: dict[str, bool] = {}
+    for host, said in _ATTEMPT.findall(str(error)) or [("", str(error))]:
+        hosts[host] = hosts.get(host, False) or bool(_REFUSALS.search(said))
+    return all(hosts.values())
+
+
+def refusal(error: BaseException) -> str:
+    """What a server says that refuses for good, in one line: of several addresses, not that of another."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    said = next((line for line in lines if _REFUSALS.search(line)), lines[0])
+    return f"{type(error).__name__}: {said}"[:300]
 
 
 def identifiers(names: tuple[str, ...]) -> sql.Composed:

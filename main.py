@@ -142,7 +142,7 @@ class DatabaseWriterService:
             found = self._writer.start()
             self._refuse_eviction()
         except psycopg.OperationalError as error:
-            raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
+            raise ConfigError(f"DATABASE_URL: the server refused it: {database.refusal(error)}") from None
         self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
         # Rules and registry stay: the collector need not look at a hundred thousand of them again. Nor
         # often at batches: they are many small objects without cycles, which go by themselves.

@@ -35,7 +35,7 @@ from live_listener import Following
 from metrics import Stats
 from query.options import Tls, is_loopback
 from query.pulse import Pulse
-from retry import StopFlag, Stopping, describe
+from retry import StopFlag, Stopping
 
 _LOOK_SEC = 0.1
 _MOST_MESSAGE = 4_096  # a page says nothing
@@ -100,7 +100,9 @@ class DashboardServer:
             self._pulse.first()
         except psycopg.Error as error:
             if database.is_refused(error):
-                raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
+                raise ConfigError(
+                    f"DATABASE_URL: the server refused it: {database.refusal(error)}"
+                ) from None
             if not database.is_world(error):
                 raise
 

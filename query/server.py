@@ -31,7 +31,7 @@ from query.pulse import Pulse
 from query.service import CollectorService
 from query.silence import BESIDE, Silence, SilenceInterceptor
 from query.streams import Hub, Streams
-from retry import StopFlag, Stopping, describe
+from retry import StopFlag, Stopping
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CollectorService"].full_name
 WAITING_PER_WORKER = 16  # calls that wait for their turn, for each that has it
@@ -103,7 +103,9 @@ class QueryServer:
             self._pulse.first()
         except psycopg.Error as error:
             if database.is_refused(error):
-                raise ConfigError(f"DATABASE_URL: the server refused it: {describe(error)}") from None
+                raise ConfigError(
+                    f"DATABASE_URL: the server refused it: {database.refusal(error)}"
+                ) from None
             if not database.is_world(error):
                 raise
 

@@ -508,3 +508,46 @@ def test_errors_without_a_state_are_the_connection_s_or_bugs() -> None:
     assert not db.is_world(psycopg.ProgrammingError("wrong use"))
     assert not db.is_world(ValueError("no error of a database"))
     assert not db.is_row_fault(ValueError("no error of a database"))
+
+
+_ONE_HOST = 'connection failed: connection to server at "::1", port 5432 failed: '
+REFUSED = {
+    "a wrong password": 'FATAL:  password authentication failed for user "sluice"',
+    "no database": 'FATAL:  database "sluice" does not exist',
+    "not for this host": 'FATAL:  no pg_hba.conf entry for host "::1", user "x", database "y"',
+    "an unknown authority": "SSL error: certificate verify failed",
+    "another name": 'server certificate for "a" does not match host name "b"',
+    "no authority": 'root certificate file "/x.pem" does not exist',
+    "no TLS": "server does not support SSL, but SSL was required",
+    "PgBouncer knows no such database": "FATAL:  no such database: sluice",
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_refusal_that_no_waiting_mends_is_recognised(reason: str) -> None:
+    assert db.is_refused(psycopg.OperationalError(_ONE_HOST + REFUSED[reason]))
+
+
+def several(*attempts: tuple[str, str]) -> psycopg.OperationalError:
+    """As psycopg tells it where a name has several addresses, or an address several hosts."""
+    lines = [f"- host: {host!r}, port: '5432', hostaddr: '::1': {said}" for host, said in attempts]
+    head = [attempts[-1][1], "Multiple connection attempts failed. All failures were:"]
+    return psycopg.OperationalError("\n".join(head + lines))
+
+
+def test_a_host_refuses_for_good_if_one_of_its_addresses_does() -> None:
+    wrong = REFUSED["a wrong password"]
+    assert db.is_refused(several(("localhost", "connection refused"), ("localhost", wrong)))
+
+
+def test_one_host_that_refuses_is_no_refusal_while_another_is_away() -> None:
+    wrong = REFUSED["not for this host"]
+    assert not db.is_refused(several(("standby", wrong), ("primary", "connection refused")))
+    assert db.is_refused(several(("standby", wrong), ("primary", wrong)))
+
+
+@pytest.mark.parametrize(
+    "reason", ["connection refused", "FATAL:  the database system is starting up", "session is read-only"]
+)
+def test_what_waiting_mends_is_no_refusal(reason: str) -> None:
+    assert not db.is_refused(psycopg.OperationalError(_ONE_HOST + reason))
