@@ -29,6 +29,9 @@ bench-bridge: ## a bridge beside paho (needs mosquitto)
 profile: ## where a worker's processor time goes, by stage
 	$(python) -m benchmarks.profile
 
+postgresql: ## the tests of writing on PostgreSQL 14 to 18 (needs npm)
+	$(python) -m tests.postgresql_versions
+
 proto: ## make the stubs of query/collector.proto anew
 	$(python) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. query/collector.proto
 
@@ -38,4 +41,4 @@ lock: ## pin packages anew (needs uv)
 shots: ## take the pictures of docs/images anew (needs chromium)
 	$(python) -m benchmarks.screenshots
 
-.PHONY: help run test unit lint format bench bench-bridge profile proto lock shots
+.PHONY: help run test unit lint format bench bench-bridge profile postgresql proto lock shots
