@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -67,8 +67,19 @@ class EdgeSettings(BaseSettings):
     redis_db: int = Field(0, ge=0, description="database number")
     redis_username: SecretStr | None = Field(None, description="ACL user")
     redis_password: SecretStr | None = Field(None, description="password")
+    redis_tls: bool = Field(False, description="true: TLS")
     redis_url: RedisAddress | None = Field(
-        None, description="redis://, rediss:// or unix:// address; takes the place of the five above"
+        None, description="redis://, rediss:// (TLS) or unix:// address; takes the place of the six above"
+    )
+    redis_ca_certificate: PresentFile | None = Field(
+        None,
+        description="file of an authority that may vouch for Redis, beside those of the system, PEM",
+    )
+    redis_certificate: PresentFile | None = Field(
+        None, description="file of this client's certificate, PEM, where Redis asks for one"
+    )
+    redis_key: PresentFile | None = Field(
+        None, description="file of that certificate's key, PEM, where it is not in the same file"
     )
     redis_mode: AnyCaseRedisMode = Field(
         RedisMode.SINGLE,
@@ -267,6 +278,21 @@ class EdgeSettings(BaseSettings):
     log_format: LogFormat = Field(LogFormat.JSON, description="json or console")
 
     @model_validator(mode="after")
+    def _redis_tls_together(self) -> Self:
+        if self.redis_key and not self.redis_certificate:
+            raise ValueError("REDIS_KEY is set without a certificate; set REDIS_CERTIFICATE beside it")
+        given = self.redis_url.get_secret_value().partition("://")[0] if self.redis_url else ""
+        tls = given == "rediss" if given else self.redis_tls
+        if not tls and (self.redis_ca_certificate or self.redis_certificate):
+            found = f"REDIS_URL begins with {given}://" if given else "REDIS_TLS is false"
+            remedy = "write rediss://" if given else "set REDIS_TLS=true"
+            raise ValueError(
+                f"{found}, which is without TLS, but a certificate is set; {remedy}, or leave "
+                "REDIS_CA_CERTIFICATE and REDIS_CERTIFICATE out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mqtt_together(self) -> Self:
         if self.mqtt_key and not self.mqtt_certificate:
             raise ValueError("MQTT_KEY is set without a certificate; set MQTT_CERTIFICATE beside it")
@@ -320,10 +346,19 @@ class EdgeSettings(BaseSettings):
         return tuple(getattr(self, field) for field in _EVENT_STREAMS) if self.device_events else ()
 
     def redis_address(self) -> str:
-        """The address of Redis as one URL, password included: never log it."""
-        if self.redis_url:
-            return self.redis_url.get_secret_value()
+        """The address of Redis as one URL, password and files of certificates included: never log it."""
+        address = self.redis_url.get_secret_value() if self.redis_url else self._made_address()
+        files = {
+            "ssl_ca_certs": self.redis_ca_certificate,
+            "ssl_certfile": self.redis_certificate,
+            "ssl_keyfile": self.redis_key,
+        }
+        options = urlencode({name: str(path) for name, path in files.items() if path})
+        return f"{address}{'&' if '?' in address else '?'}{options}" if options else address
+
+    def _made_address(self) -> str:
         user = quote(self.redis_username.get_secret_value(), safe="") if self.redis_username else ""
         password = self.redis_password.get_secret_value() if self.redis_password else ""
         login = f"{user}:{quote(password, safe='')}@" if user or password else ""
-        return f"redis://{login}{self.redis_host}:{self.redis_port}/{self.redis_db}"
+        scheme = "rediss" if self.redis_tls else "redis"
+        return f"{scheme}://{login}{self.redis_host}:{self.redis_port}/{self.redis_db}"

@@ -18,6 +18,7 @@ import redis
 import structlog
 
 import redis_scripts
+from scripting import Script
 
 TTL_SEC = 15.0
 
@@ -41,8 +42,8 @@ class Lease:
                 "token": token,
             }
         )
-        self._take = client.register_script(redis_scripts.LEASE)
-        self._give = client.register_script(redis_scripts.RELEASE)
+        self._take = Script(client, redis_scripts.LEASE)
+        self._give = Script(client, redis_scripts.RELEASE)
         self._waiting_for: str | None = None
         self.held = False
 

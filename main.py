@@ -39,6 +39,7 @@ from metrics import Stats
 from mqtt.bridge import Bridge
 from parse import Parser
 from redis_reader import RedisReader
+from refusals import refusal, refused_connection
 from retry import StopFlag, Stopping, describe
 from schema import Entry, Outcome
 from schema_check import SchemaMismatch
@@ -140,7 +141,7 @@ class DatabaseWriterService:
         structlog.contextvars.bind_contextvars(consumer=self._settings.consumer_name)
         try:
             found = self._writer.start()
-            self._refuse_eviction()
+            self._check_redis()
         except psycopg.OperationalError as error:
             raise ConfigError(f"DATABASE_URL: the server refused it: {database.refusal(error)}") from None
         self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
@@ -162,19 +163,37 @@ class DatabaseWriterService:
             postgresql=found.server_version,
             timescaledb=found.timescale_version,
         )
-        self._reader.start()
-
-    def _refuse_eviction(self) -> None:
-        """An evicting Redis deletes unread streams without a word; better not to start."""
         try:
-            policy = self._reader.eviction_policy()
-        except (redis.AuthenticationError, redis.ResponseError) as error:
-            raise ConfigError(f"the Redis that REDIS_… names refused the connection: {error}") from None
+            self._reader.start()
+        except redis.RedisError as error:
+            if sentence := refusal(error):
+                raise ConfigError(sentence) from None
+            raise
+
+    def _check_redis(self) -> None:
+        """Too old a Redis lacks commands, and an evicting one deletes unread streams without a word: better
+        not to start.
+        """
+        try:
+            server = self._reader.server()
+        except redis.RedisError as error:
+            raise ConfigError(refusal(error) or refused_connection(error)) from None
+        if server.too_old:
+            raise ConfigError(f"{server.name} {server.version} is too old; Sluice needs Redis 6.2 or newer")
+        policy = server.eviction_policy
         if policy.startswith("allkeys-") and not self._settings.redis_allow_eviction:
             raise ConfigError(
                 f"Redis runs with maxmemory-policy {policy}, which deletes unread streams when memory is "
                 "short; set it to noeviction, or set REDIS_ALLOW_EVICTION=true to accept the loss"
             )
+        structlog.get_logger().info(
+            "redis_found",
+            server=server.name,
+            version=server.version,
+            redis_version=f"{server.speaks[0]}.{server.speaks[1]}",
+            script_flags=server.script_flags,
+            reads_counted=server.counts_reads,
+        )
 
     def _close(self) -> None:
         if self.publisher:

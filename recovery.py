@@ -15,6 +15,7 @@ from metrics import Stats
 from redis_client import CHUNK, chunks, execute, is_gone
 from redis_scripts import Keys
 from schema import Entry, Fate, Reason, Rejection, Settled
+from scripting import Script
 from settlement import Settler
 from streams import RawEntry, Streams
 
@@ -48,9 +49,9 @@ class Recovery:
         self._stats = stats
         self._clock = clock
         self._keys = Keys(group)
-        self._claim = client.register_script(redis_scripts.CLAIM)
-        self._try_alone = client.register_script(redis_scripts.TRY_ALONE)
-        self._pending = client.register_script(redis_scripts.PENDING)
+        self._claim = Script(client, redis_scripts.CLAIM)
+        self._try_alone = Script(client, redis_scripts.TRY_ALONE)
+        self._pending = Script(client, redis_scripts.PENDING)
         self._own_wanted = True
         self._own: dict[bytes, bytes] = {}  # streams whose own pending entries are to be read, from where
         self._unasked: deque[Sequence[bytes]] = deque()  # streams to ask whether anything is pending

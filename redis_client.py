@@ -13,9 +13,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 T = TypeVar("T")
+Argument = bytes | str | int
 CHUNK = 500  # streams in one command: more would hold up other clients (docs/internals.md)
 _RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE")
 _WORLD = ("LOADING", "BUSY ", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "UNKILLABLE")
+_SCRIPT_6_2 = re.compile(r"^Error running script \(call to f_[0-9a-f]+\): (?:@user_script: ?\d+: ?)*-?")
+_DENIED_IN_SCRIPT = "The user executing the script can't "  # before Redis 7.2, without the command
 _WORLD_TYPES = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
@@ -78,6 +81,14 @@ def is_wrong_type(error: BaseException) -> bool:
     return isinstance(error, redis.exceptions.ResponseError) and message(error).startswith("WRONGTYPE")
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether the user's ACL forbids a command or a key."""
+    return isinstance(error, redis.exceptions.ResponseError) and (
+        isinstance(error, redis.exceptions.NoPermissionError)
+        or message(error).startswith(("NOPERM", "ACL failure in script", _DENIED_IN_SCRIPT))
+    )
+
+
 def is_gone(error: BaseException) -> bool:
     """Whether a stream or its group is not there any more, or is something else now."""
     return isinstance(error, redis.exceptions.ResponseError) and message(error).startswith(
@@ -86,8 +97,11 @@ def is_gone(error: BaseException) -> bool:
 
 
 def message(error: BaseException) -> str:
-    """What Redis said. redis-py puts the command before it when the command was in a pipeline."""
-    return str(error).rpartition(" of pipeline caused error: ")[2]
+    """What Redis said. redis-py puts the command before it when the command was in a pipeline, Redis 6.2
+    where in a script it was.
+    """
+    said = str(error).rpartition(" of pipeline caused error: ")[2]
+    return _SCRIPT_6_2.sub("", said)
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> Iterable[Sequence[T]]:

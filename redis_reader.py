@@ -14,15 +14,18 @@ from time import monotonic
 import redis
 import structlog
 
+import redis_server
 from ahead import Ahead
 from entries import Entries, weight
 from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
 from polling import Polling
 from recovery import Recovery
-from redis_client import is_world, is_wrong_type
+from redis_client import is_denied, is_world, is_wrong_type
 from redis_line import Line
 from redis_scripts import Keys
+from redis_server import RedisServer
+from refusals import is_refused
 from retry import Patience, StopFlag
 from rounds import Rounds
 from schema import Entry, Outcome
@@ -37,9 +40,10 @@ READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is 
 
 def _passes(error: BaseException) -> bool:
     """Streams of another type are left out where they are read. What is left is a key that dead letters or
-    the ledger need, taken by something else: somebody has to put that right, and nothing is let go before.
+    the ledger need, taken by something else, or a right that was taken away: somebody has to put that
+    right, and nothing is let go before.
     """
-    return is_world(error) or is_wrong_type(error)
+    return is_world(error) or is_wrong_type(error) or is_denied(error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +95,8 @@ class RedisReader:
         self._clock = clock
         keys = Keys(options.group)
         self._patience = Patience("redis", _passes, stop, stats)
+        # A worker that was just started had better end than wait for what nobody may come to mend.
+        self._first = Patience("redis", lambda error: _passes(error) and not is_refused(error), stop, stats)
         self._lease = Lease(client, keys.worker(options.consumer), token)
         upkeep = Lease(client, keys.upkeep, token)
         self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms, clock)
@@ -138,30 +144,20 @@ class RedisReader:
         self._caught_up = -inf
         self._next_lease = self._next_trim = 0.0
 
-    def eviction_policy(self) -> str:
-        """The server's `maxmemory-policy`; empty where it may not be asked. Waits out an outage.
-
-        Raises: `redis.AuthenticationError`, which no waiting mends.
-        """
-        patience = Patience(
-            "redis",
-            lambda error: is_world(error) and not isinstance(error, redis.AuthenticationError),
-            self._stop,
-            self._stats,
-        )
-        try:
-            info = patience.call(lambda: self._client.info("memory"))
-        except redis.exceptions.NoPermissionError:
-            return ""
-        return str(info.get("maxmemory_policy", ""))
+    def server(self) -> RedisServer:
+        """Which server this is. Waits out an outage. Raises: what is refused for good (`refusals.py`)."""
+        return self._first.call(lambda: redis_server.look(self._client))
 
     def start(self) -> bool:
-        """Take the consumer name and look for streams. False when a stop came before the name was free."""
-        if not self._patience.call(lambda: self._lease.acquire(self._stop.wait, self._stop.is_set)):
+        """Take the consumer name and look for streams. False when a stop came before the name was free.
+
+        Raises: what is refused for good (`refusals.py`).
+        """
+        if not self._first.call(lambda: self._lease.acquire(self._stop.wait, self._stop.is_set)):
             return False
         self._next_lease = self._clock() + TTL_SEC / 3
-        self._patience.call(self._streams.discover)
-        self._patience.call(self._beat)  # not before: what others leave to this worker it must know
+        self._first.call(self._streams.discover)
+        self._first.call(self._beat)  # not before: what others leave to this worker it must know
         return True
 
     def recover(self) -> list[Entry]:

@@ -8,8 +8,8 @@ what makes an entry safe comes before what lets go of it.
 from __future__ import annotations
 
 # The flag lets acknowledgements and dead letters through when Redis is out of memory: they are what
-# makes room again.
-_FLAGS = "#!lua flags=allow-oom\n"
+# makes room again. `scripting.py` leaves it out for Redis 6.2.
+FLAGS = "#!lua flags=allow-oom\n"
 
 # KEYS: ledger, dead-letter stream, then the streams. ARGV: group, then operations in a row:
 #   A fate key-index n id…         acknowledge n entries and count those that were still pending
@@ -18,7 +18,7 @@ _FLAGS = "#!lua flags=allow-oom\n"
 # Returns {fate, count, …}. Counting what XACK answers makes every entry count exactly once, whoever
 # acknowledges it and however often.
 SETTLE = (
-    _FLAGS
+    FLAGS
     + """
 local ledger, dead, group = KEYS[1], KEYS[2], ARGV[1]
 redis.call('HLEN', ledger)  -- a ledger of another type is refused before anything is let go
@@ -68,7 +68,7 @@ return answer
 # go only where its letter is the newest one. A letter that was not wanted, because somebody else had
 # settled the entry, is taken back. Returns 1 when the entry was dead-lettered by this.
 SETTLE_WIDE = (
-    _FLAGS
+    FLAGS
     + """
 local dead, stream, id = KEYS[1], KEYS[2], ARGV[2]
 redis.call('HLEN', KEYS[3])
@@ -89,23 +89,27 @@ return 0
 # each stream 1 when it was made, 0 when it was there, -1 when the stream is gone or is another type. A
 # group made anew starts new books for the stream: what was counted before moves to `closed:`. `base:` is
 # how many entries had been trimmed before the group existed; with it as ENTRIESREAD, the server's own count
-# of reads and its lag are exact from the first entry on. A group that is there, as nearly all are when a
-# worker starts, is known by the cheapest command that needs it.
+# of reads and its lag are exact from the first entry on; Redis 6.2 has no such counts. A group that is
+# there, as nearly all are when a worker starts, is known by the cheapest command that needs it.
 MAKE_GROUPS = (
-    _FLAGS
+    FLAGS
     + """
 local ledger, group = KEYS[1], ARGV[1]
 local function make(stream)
     if not redis.pcall('XPENDING', stream, group).err then return 0 end
     local info = redis.pcall('XINFO', 'STREAM', stream)
     if info.err then return -1 end
-    local added, length = 0, 0
+    local added, length
     for i = 1, #info, 2 do
         if info[i] == 'entries-added' then added = info[i + 1] end
         if info[i] == 'length' then length = info[i + 1] end
     end
-    local base = added - length
-    redis.call('XGROUP', 'CREATE', stream, group, '0', 'ENTRIESREAD', base)
+    local base = added and added - length or 0
+    if added then
+        redis.call('XGROUP', 'CREATE', stream, group, '0', 'ENTRIESREAD', base)
+    else
+        redis.call('XGROUP', 'CREATE', stream, group, '0')
+    end
     for i = 2, #ARGV do
         local field = ARGV[i] .. ':' .. stream
         local before = redis.call('HGET', ledger, field)
@@ -139,7 +143,7 @@ return found
 # its name and for how many ms it has not read all of its share, or ''. By the server's clock; a sign from
 # the future is one from before that clock was put back.
 BEAT = (
-    _FLAGS
+    FLAGS
     + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -162,26 +166,46 @@ return alive
 )
 
 # KEYS: stream, ledger. ARGV: group, consumer, least idle ms, cursor, count. XAUTOCLAIM, counting in the
-# same step the pending entries whose data was trimmed away: Redis forgets those as it names them.
+# same step the pending entries whose data was trimmed away: Redis forgets those as it names them. Redis 6.2
+# does neither: it claims them and shows a nil for each. So those are looked for among what this consumer
+# has pending in the part that was gone through; nothing of that is in the worker's hands meanwhile.
 CLAIM = (
-    _FLAGS
+    FLAGS
     + """
 redis.call('HLEN', KEYS[2])
 local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
-local gone = reply[3] and #reply[3] or 0
+local found, gone = {}, reply[3] and #reply[3] or 0
+local function forget(first, last)
+    repeat
+        local page = redis.call('XPENDING', KEYS[1], ARGV[1], first, last, 100, ARGV[2])
+        for _, pending in ipairs(page) do
+            local id = pending[1]
+            if #redis.call('XRANGE', KEYS[1], id, id) == 0 then
+                gone = gone + redis.call('XACK', KEYS[1], ARGV[1], id)
+            end
+            first = '(' .. id
+        end
+    until #page < 100
+end
+for _, entry in ipairs(reply[2]) do
+    if entry then found[#found + 1] = entry end
+end
+if #found < #reply[2] then
+    forget(ARGV[4], reply[1] == '0-0' and '+' or '(' .. reply[1])
+end
 if gone > 0 then redis.call('HINCRBY', KEYS[2], 'trimmed:' .. KEYS[1], gone) end
-return {reply[1], reply[2], gone}
+return {reply[1], found, gone}
 """
 )
 
 # KEYS: tries of entries that are tried alone. ARGV: stream|id. Notes one try more; returns how many now.
-TRY_ALONE = _FLAGS + "return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"
+TRY_ALONE = FLAGS + "return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"
 
 # KEYS: streams. ARGV: oldest milliseconds to keep. Trims what is older, but never an entry that some
 # group has not read or not acknowledged: one script, so that no group can appear in between. A stream
 # without any group is left alone. Returns how many entries went.
 TRIM = (
-    _FLAGS
+    FLAGS
     + """
 local function parts(id)
     local millis, sequence = string.match(id, '^(%d+)-(%d+)$')
@@ -217,7 +241,7 @@ return trimmed
 # KEYS: lease. ARGV: mine, milliseconds, a holder known to be gone or ''. Takes or renews the lease when it
 # is free, mine, or held by that one. Returns '' on success, else the holder.
 LEASE = (
-    _FLAGS
+    FLAGS
     + """
 local holder = redis.call('GET', KEYS[1])
 if not holder or holder == ARGV[1] or holder == ARGV[3] then

@@ -11,14 +11,13 @@ import redis
 import fates
 import redis_scripts
 from metrics import Stats
-from redis_client import chunks, execute
+from redis_client import Argument, chunks, execute
 from redis_line import Command, Line
 from schema import Fate, Settled
+from scripting import Script
 
 CALL_BYTES = 32_000_000  # of dead letters in one call; Redis ends a connection whose query exceeds 1 GB
 LUA_VALUES = 4000  # values that one Lua call can unpack safely; its limit is about 8,000
-
-Argument = bytes | int | str
 
 
 class Settler:
@@ -39,7 +38,8 @@ class Settler:
         self._stats = stats
         self._wall_ms = wall_ms
         self.known = False  # the server knows the script
-        self._script = client.register_script(redis_scripts.SETTLE)
+        self._script = Script(client, redis_scripts.SETTLE)
+        self._wide = Script(client, redis_scripts.SETTLE_WIDE)
 
     def settle(self, settled: Sequence[Settled]) -> None:
         """Idempotent: what somebody else settled meanwhile is neither acknowledged nor counted again."""
@@ -75,12 +75,11 @@ class Settler:
         The script goes in full: were it unknown to the server, the letter would be added all the same.
         """
         stream, entry_id, fields = call.streams[0], call.arguments[2], call.arguments[4:]
-        script = redis_scripts.SETTLE_WIDE
+        self._wide.load()
+        keys = (self._dead_letters, stream, self._ledger)
         with self._client.pipeline(transaction=True) as pipe:
             execute(pipe, "XADD", self._dead_letters, "*", *fields)
-            execute(
-                pipe, "EVAL", script, 3, self._dead_letters, stream, self._ledger, self._group, entry_id
-            )
+            execute(pipe, "EVAL", self._wide.text, len(keys), *keys, self._group, entry_id)
             _, dead_lettered = pipe.execute()
         self._count(Fate.DEAD_LETTERED, dead_lettered)
 

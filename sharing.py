@@ -20,6 +20,7 @@ import redis
 import structlog
 
 import redis_scripts
+from scripting import Script
 
 SLOTS = 8192  # more would be fairer and slower: three workers get their thirds within about 2 %
 FEWEST_PER_WORKER = 8  # with fewer streams for each, chance would leave some worker without any
@@ -68,7 +69,7 @@ class Sharing:
         least: int,
         clock: Callable[[], float],
     ) -> None:
-        self._script = client.register_script(redis_scripts.BEAT)
+        self._script = Script(client, redis_scripts.BEAT)
         self._client = client
         self._key = key
         self._worker = worker.encode()

@@ -9,6 +9,7 @@ import redis
 
 import redis_client
 from metrics import CountsErrors
+from refusals import is_refused
 from retry import Patience, StopFlag
 
 _FILTERS = "sluice:bridge:{}:filters"
@@ -53,10 +54,10 @@ class StreamWriter:
         self._on_outage()
 
     def wait_for_server(self) -> None:
-        """Return when Redis answers. Raises: `redis.AuthenticationError`, which no waiting mends."""
+        """Return when Redis answers. Raises: what is refused for good (`refusals.py`)."""
         patience = Patience(
             "redis",
-            lambda error: redis_client.is_world(error) and not isinstance(error, redis.AuthenticationError),
+            lambda error: redis_client.is_world(error) and not is_refused(error),
             self._stop,
             self._stats,
         )
@@ -106,5 +107,5 @@ class StreamWriter:
         """A key that holds something else than a stream, and a user that may not add to one, are somebody's
         to mend, and waited for too.
         """
-        mendable = isinstance(error, redis.exceptions.NoPermissionError)
+        mendable = redis_client.is_denied(error)
         return mendable or redis_client.is_world(error) or redis_client.is_wrong_type(error)

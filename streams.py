@@ -14,6 +14,7 @@ from metrics import Stats
 from redis_client import chunks, execute, execute_packed, packed
 from redis_scripts import Keys
 from schema import Fate
+from scripting import Script
 
 RawEntry = list[Any]
 GROUPS_AT_ONCE = 100  # made by one script: more would hold up other clients
@@ -60,7 +61,7 @@ class Streams:
         self._other_type: set[bytes] = set()  # named keys of which it was said that they are no streams
         self._next_scan = self._next_look = self._trusted_until = 0.0
         self._size = -1  # how many keys Redis held before the last search
-        self._script = client.register_script(redis_scripts.MAKE_GROUPS)
+        self._script = Script(client, redis_scripts.MAKE_GROUPS)
 
     @property
     def next_discovery(self) -> float:

@@ -11,6 +11,7 @@ import structlog
 import redis_scripts
 from lease import Lease, NameTaken
 from redis_client import chunks
+from scripting import Script
 
 LONGEST_SEC = 0.05  # at a time, before new entries are read
 
@@ -26,7 +27,7 @@ class Trimmer:
         wall_ms: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
-        self._script = client.register_script(redis_scripts.TRIM)
+        self._script = Script(client, redis_scripts.TRIM)
         self._lease = lease
         self._retention_sec = retention_sec
         self._wall_ms = wall_ms

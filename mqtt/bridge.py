@@ -25,6 +25,7 @@ from mqtt.layout import Addition, Composer, Route, Router
 from mqtt.options import MqttOptions
 from mqtt.subscriptions import Subscriptions
 from parse import Limits
+from refusals import refusal, refused_connection
 from retry import StopFlag, Stopping, describe
 from setting_types import Layout
 from stream_writer import StreamWriter
@@ -182,8 +183,8 @@ class Bridge:
     def _refuse_login(self) -> None:
         try:
             self._writer.wait_for_server()
-        except (redis.AuthenticationError, redis.ResponseError) as error:
-            raise ConfigError(f"the Redis that REDIS_… names refused the connection: {error}") from None
+        except redis.RedisError as error:
+            raise ConfigError(refusal(error) or refused_connection(error)) from None
 
     def _finished(self) -> bool:
         if not self._stop.is_set():

@@ -26,7 +26,8 @@ class Books:
 
     `read` is what was ever delivered to the group; `trimmed` was pending and `trimmed_unread` was never
     read when something else deleted it. `counted` is false where Redis had lost its own count of reads,
-    as it may after a restart, so that it was derived from what is unread.
+    as it may after a restart, so that it was derived from what is unread. `compared` is false where Redis
+    counts neither reads nor additions (6.2): `read` is then what was settled or is pending, by definition.
     """
 
     added: int = 0
@@ -40,6 +41,7 @@ class Books:
     pending: int = 0
     trimmed_unread: int = 0
     counted: bool = True
+    compared: bool = True
     grouped: bool = True
 
     @property
@@ -57,7 +59,11 @@ class Books:
             for field in fields(Books)
             if field.type != "bool"
         }
-        return Books(**sums, counted=self.counted and other.counted)
+        return Books(
+            **sums,
+            counted=self.counted and other.counted,
+            compared=self.compared and other.compared,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +135,14 @@ def _books(
     groups: list[Any],
     counts: list[Any],
 ) -> Books:
-    added, length = int(info[b"entries-added"]), int(info[b"length"])
+    length = int(info[b"length"])
+    added = int(info.get(b"entries-added", length))
     mine = _group(groups, group)
     if mine is None:
         return Books(added=added, unread=length, grouped=False)
     numbers: dict[str, Any] = {fate: int(n or 0) for fate, n in zip(FATES, counts, strict=False)}
+    if b"entries-added" not in info:
+        return _uncounted(client, stream, info, mine, numbers)
     base = int(counts[-1] or 0)
     position = mine[b"entries-read"]
     counted = position is not None
@@ -151,6 +160,28 @@ def _books(
         pending=int(mine[b"pending"]),
         trimmed_unread=deleted,
         counted=counted,
+        **numbers,
+    )
+
+
+def _uncounted(
+    client: redis.Redis,
+    stream: bytes,
+    info: dict[bytes, Any],
+    mine: dict[bytes, Any],
+    numbers: dict[str, Any],
+) -> Books:
+    """From a Redis that has no counts of its own to compare with."""
+    unread = _unread(client, stream, mine[b"last-delivered-id"], info[b"last-generated-id"])
+    pending = int(mine[b"pending"])
+    read = sum(numbers.values()) + pending
+    return Books(
+        added=read + unread,
+        read=read,
+        unread=unread,
+        pending=pending,
+        counted=False,
+        compared=False,
         **numbers,
     )
 

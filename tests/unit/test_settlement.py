@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redis_client import Argument
 from schema import Entry, Fate, Reason, Rejection, Settled
-from settlement import LUA_VALUES, Argument, SettleCall, dead_letter_fields, plan
+from settlement import LUA_VALUES, SettleCall, dead_letter_fields, plan
 
 NOW_MS = 1_700_000_000_123
 BAD = Rejection(Reason.VALUE_NAN, "the value is NaN", "d1", "temp", "NaN")
