@@ -17,7 +17,9 @@ Argument = bytes | str | int
 CHUNK = 500  # streams in one command: more would hold up other clients (docs/internals.md)
 _RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE")
 _WORLD = ("LOADING", "BUSY ", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "UNKILLABLE")
-_SCRIPT_6_2 = re.compile(r"^Error running script \(call to f_[0-9a-f]+\): (?:@user_script: ?\d+: ?)*-?")
+_SCRIPT_6_2 = re.compile(
+    r"^(?:Error running script \(call to f_[0-9a-f]+\): )?(?:@user_script: ?\d+: ?)+-?"
+)
 _DENIED_IN_SCRIPT = "The user executing the script can't "  # before Redis 7.2, without the command
 _WORLD_TYPES = (
     redis.exceptions.ConnectionError,

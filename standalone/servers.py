@@ -138,9 +138,11 @@ class Valkey(Server):
 
     name = "valkey"
 
-    def __init__(self, data: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, data: Path, options: Sequence[str] = (), program: Path | None = None) -> None:
+        """`program`: another Valkey or Redis than the embedded one."""
         super().__init__(data)
         self._options = options
+        self._program = program
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.socket = _socket_folder(data, None) / "valkey.sock"
 
@@ -149,7 +151,13 @@ class Valkey(Server):
         return f"unix://{quote(str(self.socket))}?db=0"
 
     def start(self) -> None:
-        command: list[str | Path] = [_valkey_program(), "--port", "0", "--unixsocket", self.socket]
+        command: list[str | Path] = [
+            self._program or _valkey_program(),
+            "--port",
+            "0",
+            "--unixsocket",
+            self.socket,
+        ]
         command += ["--unixsocketperm", "700", "--dir", self.data, "--save", "", "--appendonly", "yes"]
         command += ["--maxmemory-policy", "noeviction", "--daemonize", "no", *self._options]
         self.socket.unlink(missing_ok=True)

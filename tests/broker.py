@@ -72,7 +72,7 @@ class Broker:
     def __init__(self, folder: Path, options: BrokerOptions) -> None:
         self.folder = folder
         self.options = options
-        self.port = _free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / f"broker-{self.port}.log"
 
@@ -259,7 +259,7 @@ def recording(broker: Broker) -> Iterator[Recorder]:
         recorder.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that stays free until it is listened on, and while its broker is down: below those that the
     system hands to connections, and not the first free one, which other tests would find too."""
     while True:

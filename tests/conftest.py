@@ -1,5 +1,6 @@
 """Real servers for every test that asks for one. A server that cannot start fails the tests, never skips.
 
+TEST_REDIS_SERVER names a program to start in place of the embedded Valkey, such as redis-server.
 TEST_DATABASE_URL names a server to use in place of the embedded PostgreSQL (an account that may create
 databases); where it has TimescaleDB, the tests run on hypertables.
 """
@@ -105,7 +106,9 @@ def server_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def valkey(server_folder: Path) -> Iterator[Valkey]:
-    server = Valkey(server_folder / "valkey", ["--appendonly", "no"])
+    given = os.environ.get("TEST_REDIS_SERVER")
+    program = Path(given).resolve() if given else None
+    server = Valkey(server_folder / "valkey", ["--appendonly", "no"], program)
     server.start()
     yield server
     server.stop()

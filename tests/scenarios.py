@@ -70,6 +70,7 @@ class Stage:
         self._sources: list[Source] = []
         self._naive: list[NaiveDaemon] = []
         self.report: list[dict[str, object]] = []
+        self.lost_elsewhere: set[int] = set()  # Redis has lost them: they may be stored or not, but once
         if naive:
             database.rows(_WITHOUT_KEY)
 
@@ -102,7 +103,7 @@ class Stage:
         `ledger=False`: Redis has lost its books (an old snapshot, FLUSHALL).
         """
         began = time.monotonic()
-        wanted = set(range(produced)) - set(dead)
+        wanted = set(range(produced)) - set(dead) - self.lost_elsewhere
         if self.naive:
             self._expect_fall(wanted)
         if ledger:
@@ -132,7 +133,8 @@ class Stage:
     def has_fallen(self) -> bool:
         """Whether the naive worker has lost or doubled something of what the last source produced."""
         with contextlib.suppress(NaiveFell):
-            self._expect_fall(set(range(self._sources[-1].acknowledged if self._sources else 0)))
+            produced = self._sources[-1].acknowledged if self._sources else 0
+            self._expect_fall(set(range(produced)) - self.lost_elsewhere)
             return False
         return True
 
@@ -147,7 +149,7 @@ class Stage:
         """Readings that are missing, that are there more than once, and that nobody produced."""
         stored = Counter(int(value) for (value,) in self.database.rows("select value from sensor_readings"))
         doubled = sum(count - 1 for count in stored.values())
-        return len(wanted - stored.keys()), doubled, len(stored.keys() - wanted)
+        return len(wanted - stored.keys()), doubled, len(stored.keys() - wanted - self.lost_elsewhere)
 
     def _nothing_left(self) -> bool:
         total = books(self.client)

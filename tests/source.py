@@ -46,7 +46,9 @@ class Source:
                     number = n + 1
                     self.acknowledged = number
                 doubtful = False
-            except (redis.ConnectionError, redis.TimeoutError):
+            except redis.RedisError as error:
+                if not redis_client.is_world(error):
+                    raise
                 doubtful = True
                 self._stop.wait(0.05)
             self._stop.wait(0.01)
