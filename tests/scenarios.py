@@ -64,6 +64,7 @@ class Stage:
         self.database = database
         self.redis_url = redis_url
         self.naive = naive
+        self.naive_patience_sec = NAIVE_PATIENCE_SEC
         self.client = redis_client.connect(redis_url, timeout_sec=30)
         self._start = start
         self._folder = folder
@@ -156,11 +157,13 @@ class Stage:
         return total.pending == 0 and total.unread == 0
 
     def _expect_fall(self, wanted: set[int]) -> None:
-        """Raises `NaiveFell`, or fails. What is not there after `NAIVE_PATIENCE_SEC` is lost."""
-        deadline = time.monotonic() + NAIVE_PATIENCE_SEC
+        """Raises `NaiveFell`, or fails. What is not there after `naive_patience_sec` is lost; what is there
+        may come again until then.
+        """
+        deadline = time.monotonic() + self.naive_patience_sec
         while time.monotonic() < deadline:
             lost, doubled, _ = self._compare(wanted)
-            if doubled or not lost:
+            if doubled:
                 break
             time.sleep(0.2)
         lost, doubled, _ = self._compare(wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import subprocess
@@ -68,22 +69,16 @@ class TlsEnd:
             server.connect(self._upstream)
             client.settimeout(5)
             with self._context.wrap_socket(client, server_side=True) as outer:
-                outer.settimeout(0.02)
-                server.settimeout(0.02)
-                while not self._closing.is_set():
-                    if not (_pass(outer, server) and _pass(server, outer)):
-                        return
+                self._pass_on(outer, server)
 
-
-def _pass(source: socket.socket, target: socket.socket) -> bool:
-    """What has come, on. False at the end of `source`."""
-    with contextlib.suppress(TimeoutError):
-        piece = source.recv(1 << 16)
-        target.settimeout(5)
-        target.sendall(piece)
-        target.settimeout(0.02)
-        return bool(piece)
-    return True
+    def _pass_on(self, outer: ssl.SSLSocket, server: socket.socket) -> None:
+        while not self._closing.is_set():
+            ready = [outer] if outer.pending() else select.select([outer, server], [], [], 0.05)[0]
+            for source in ready:
+                piece = source.recv(1 << 16)
+                if not piece:
+                    return
+                (server if source is outer else outer).sendall(piece)
 
 
 @contextlib.contextmanager

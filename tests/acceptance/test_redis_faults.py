@@ -138,7 +138,8 @@ def test_everything_delivered_again_from_an_old_snapshot_makes_no_second_row(
     server.kill()
     server.start()
     stage.accounted(3000)
-    assert books(stage.client).stored == 3000, "an entry that finds its own row is stored, as before"
+    total = books(stage.client)
+    assert (total.stored, total.duplicate) == (0, 3000), "delivered for the first time, and there already"
 
 
 @fault("FLUSHALL under load", how="FLUSHALL by another client", promise=GOES_ON)
@@ -197,15 +198,23 @@ def test_entries_trimmed_under_the_group_are_told_not_hidden(
     produce(stage.client, range(0, 1500, 5))  # 300, all to the first stream
     deliver(stage.client, "dead", STREAMS[:1], 100)
     execute(stage.client, "XTRIM", STREAMS[0], "MINID", f"{150 * 5 + 1}-1")
+    code, out = verified(stage, capsys)
+    assert (code, "0 pending and 50 unread entries were deleted" in out) == (1, True), out
     worker = stage.worker("one", claim_min_idle_sec=0.1)
     worker.wait_for("pending_entries_trimmed")
     wait_until(lambda: database.count() == 150, 30, "the rest stored")
     wait_until(lambda: books(stage.client).pending == 0)
+    assert books(stage.client).trimmed == 100
+    code, out = verified(stage, capsys)
+    assert (code, "100 pending and 0 unread entries were deleted" in out) == (1, True), out
+    assert "50 entries read are not accounted for" in out, "Redis counts as read what the group has passed"
+    assert "entries that something else deleted before they were read" in out
+
+
+def verified(stage: Stage, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     capsys.readouterr()
-    assert verify.main(settings_for(database, redis_url), as_json=False) == 1
-    out = capsys.readouterr().out
-    assert "100 pending and 50 unread entries were deleted" in out
-    assert "all 250 entries read are accounted for" in out
+    code = verify.main(settings_for(stage.database, stage.redis_url), as_json=False)
+    return code, capsys.readouterr().out
 
 
 # What Redis refuses
@@ -226,7 +235,7 @@ def test_a_full_redis_is_drained_dead_letters_included(
     try:
         stage.worker("one")
         wait_until(lambda: books(stage.client).settled == 1050, 30, "the backlog settled")
-        with pytest.raises(redis.ResponseError, match="OOM"):
+        with pytest.raises(redis.ResponseError, match="used memory > 'maxmemory'"):
             produce(stage.client, [1050])
     finally:
         stage.client.config_set("maxmemory", 0)
@@ -293,7 +302,7 @@ def waits_out(
     stage.accounted(source.acknowledged)
     began = next(line for line in worker.text().splitlines() if "outage_began" in line)
     assert said in began
-    assert worker.text().count("outage_ended") == 1
+    assert worker.text().count("outage_ended") == worker.text().count("outage_began")
 
 
 def database_has(stage: Stage, rows: int) -> bool:

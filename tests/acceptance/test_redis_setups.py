@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import subprocess
@@ -26,7 +27,6 @@ from redis_server import RedisServer
 from retry import StopFlag
 from standalone.servers import Valkey
 from tests.broker import Broker, end, free_port, running
-from tests.faults import proxy_to
 from tests.integration.readers import deliver, make_stale
 from tests.integration.test_worker import run_until
 from tests.redis_servers import SERVERS, program_of
@@ -121,6 +121,8 @@ def command(database: Database, redis_url: str, *words: str, **settings: object)
     )
 
 
+# redis-py leaves the socket of a failed handshake to the garbage collector
+unclosed = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 WRONG: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "unknown authority": ({}, {}, "does not verify, .*; set REDIS_CA_CERTIFICATE"),
     "another authority": ({"redis_ca_certificate": "other.pem"}, {}, "does not verify"),
@@ -138,6 +140,7 @@ WRONG: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
 }
 
 
+@unclosed
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_tls_refuses_ends_the_start_with_one_line(
     database: Database, valkey: Valkey, redis_url: str, certificates: Path, wrong: str
@@ -149,9 +152,11 @@ def test_what_tls_refuses_ends_the_start_with_one_line(
         settings = settings_for(database, address(end.port, **where), **files)
         with pytest.raises(ConfigError, match=said) as refused:
             DatabaseWriterService(settings).run()
-    assert "\n" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+        gc.collect()
 
 
+@unclosed
 def test_a_bridge_that_tls_refuses_ends_with_one_line(
     valkey: Valkey, redis_url: str, certificates: Path
 ) -> None:
@@ -159,13 +164,10 @@ def test_a_bridge_that_tls_refuses_ends_with_one_line(
         settings = config.load_edge(redis_url=address(end.port), mqtt_url="mqtt://127.0.0.1:1")
         with pytest.raises(ConfigError, match="set REDIS_CA_CERTIFICATE"):
             Bridge(bridge_options(settings), StopFlag(5)).run()
+        gc.collect()
 
 
-def test_tls_to_a_redis_without_it_ends_with_one_line(database: Database, valkey: Valkey) -> None:
-    with proxy_to(str(valkey.socket)) as plain, pytest.raises(ConfigError, match="no TLS at this port"):
-        DatabaseWriterService(settings_for(database, address(plain.port, "127.0.0.1"))).run()
-
-
+@unclosed
 @pytest.mark.parametrize("client_certificate", ["no", "yes"])
 def test_a_worker_runs_over_the_tls_of_redis_itself(
     database: Database, server_folder: Path, certificates: Path, tmp_path: Path, client_certificate: str
@@ -183,6 +185,7 @@ def test_a_worker_runs_over_the_tls_of_redis_itself(
         if client_certificate == "yes":
             with pytest.raises(ConfigError, match="set REDIS_CERTIFICATE and REDIS_KEY"):
                 DatabaseWriterService(settings_for(database, address(port), **settings)).run()
+            gc.collect()
             settings |= own
         with redis_client.connect(server.url, timeout_sec=10) as client:
             add(client, STREAM, readings(0, 50))
@@ -279,16 +282,24 @@ def test_a_bridge_needs_just_what_its_acl_line_grants(
     execute(client, "ACL", "LOG", "RESET")
     url = as_user("sluice-bridge")
     client.config_resetstat()
-    environment = {"MQTT_URL": broker.url(), "REDIS_URL": url, "BRIDGE_TOPICS": "+/+/feeds/+"}
+    environment = {"MQTT_URL": broker.url(), "MQTT_PROTOCOL": "3.1.1", "REDIS_URL": url}
+    environment |= {"BRIDGE_TOPICS": "+/+/feeds/+"}
     bridge = Daemon(environment, tmp_path / "bridge.log", "bridge")
-    bridge.wait_for("mqtt_subscribed")
-    publish(broker, "u/dev/feeds/temp", b"21.5")
-    bridge.wait_for("bridged")
-    assert bridge.terminate() == 0
+    try:
+        carry_one(bridge, broker)
+    finally:
+        bridge.kill()
     ran = used(client) - OF_TESTS
     assert denied(client) == []
     assert ran <= granted("sluice-bridge")
     assert granted("sluice-bridge") - ran - RARE.keys() == set(), "the line grants more than is needed"
+
+
+def carry_one(bridge: Daemon, broker: Broker) -> None:
+    bridge.wait_for("mqtt_subscribed")
+    publish(broker, "u/dev/feeds/temp", b"21.5")
+    bridge.wait_for("bridged")
+    assert bridge.terminate() == 0
 
 
 def publish(broker: Broker, topic: str, payload: bytes) -> None:
@@ -369,10 +380,12 @@ def test_a_worker_does_all_of_its_work_on_every_version(
     add(client, OTHER, [{"value": "NaN"}])
     client.config_set("maxmemory", 1)
     run_until(
-        DatabaseWriterService(settings_for(database, server.url)), lambda: books(client).settled == 153
+        DatabaseWriterService(settings_for(database, server.url)),
+        lambda: database.count() == 140 and client.xlen("mqtt_stream:failed") == 3,
     )
     client.config_set("maxmemory", 0)
-    assert (database.count(), books(client).dead_lettered) == (140, 3)
+    total = books(client)
+    assert (total.stored, total.dead_lettered, total.pending, total.missing) == (140, 3, 0, 0)
 
     old = name == "redis-6.2"
     assert f"script_flags={not old}" in re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)

@@ -17,6 +17,7 @@ def naive(database: Database, redis_url: str, tmp_path: Path) -> Stage:
 
 
 def test_the_naive_worker_accounts_for_everything_where_nothing_happens(naive: Stage) -> None:
+    naive.naive_patience_sec = 3.0
     naive.worker("one")
     with naive.source() as source:
         wait_until(lambda: source.acknowledged > 2000)

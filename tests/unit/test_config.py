@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from redis.connection import parse_url
 
 import config
 import wiring
@@ -187,9 +188,13 @@ def test_the_dead_letter_stream_cannot_be_the_only_stream_read(monkeypatch: pyte
         ({"MQTT_KEY": "."}, ("MQTT_KEY", "MQTT_CERTIFICATE")),
         ({"MQTT_URL": "mqtts://b", "MQTT_PASSWORD": "hunter2"}, ("MQTT_PASSWORD", "MQTT_USERNAME")),
         ({"MQTT_URL": "mqtt://b", "MQTT_CA_CERTIFICATE": "."}, ("MQTT_URL", "mqtts://")),
+        ({"REDIS_URL": "rediss://b", "REDIS_KEY": "."}, ("REDIS_KEY", "REDIS_CERTIFICATE")),
+        ({"REDIS_URL": "redis://u:hunter2@b", "REDIS_CA_CERTIFICATE": "."}, ("REDIS_URL", "rediss://")),
+        ({"REDIS_URL": "unix:///b", "REDIS_CERTIFICATE": "."}, ("REDIS_URL", "rediss://")),
+        ({"REDIS_CA_CERTIFICATE": "."}, ("REDIS_TLS", "REDIS_TLS=true")),
     ],
 )
-def test_mqtt_settings_that_do_not_go_together_are_refused(
+def test_settings_of_connections_that_do_not_go_together_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: dict[str, str], variables: tuple[str, str]
 ) -> None:
     (tmp_path / "file.pem").write_text("")
@@ -198,6 +203,19 @@ def test_mqtt_settings_that_do_not_go_together_are_refused(
     assert all(variable in message for variable in variables)
     assert "hunter2" not in message
     assert "\n" not in message
+
+
+def test_certificates_are_part_of_the_address_of_redis(tmp_path: Path) -> None:
+    file = tmp_path / "a & b.pem"
+    file.write_text("")
+    made = config.load(
+        database_url=URL, redis_host="r", redis_tls=True, redis_ca_certificate=file, redis_certificate=file
+    )
+    options: dict[str, object] = parse_url(made.redis_address())  # type: ignore[no-untyped-call]
+    assert made.redis_address().startswith("rediss://r:6379/0?")
+    assert (options["ssl_ca_certs"], options["ssl_certfile"]) == (str(file), str(file))
+    given = config.load(database_url=URL, redis_url="rediss://r/0?client_name=x", redis_ca_certificate=file)
+    assert given.redis_address().startswith("rediss://r/0?client_name=x&ssl_ca_certs=")
 
 
 @pytest.mark.parametrize("url", ["mqtt://b", "mqtts://me:p%40ss@b.example:8883", "mqtt://[::1]:1883/"])
