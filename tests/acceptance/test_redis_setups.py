@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 import config
 import redis_client
 from config import ConfigError
+from dashboard.pipeline import Gauge
 from main import DatabaseWriterService
 from mqtt.bridge import Bridge
 from ops import verify
@@ -41,7 +42,7 @@ from tests.support import (
     wait_until,
 )
 from tests.tls import make_certificates, tls_in_front_of
-from wiring import bridge_options
+from wiring import bridge_options, dashboard_options
 
 STREAM = "mqtt_stream:dev:t"
 OTHER = "mqtt_stream:dev:u"
@@ -269,6 +270,19 @@ def test_verify_needs_just_what_its_acl_line_grants(
     assert ran <= granted("sluice-verify")
     rare = RARE.keys() - {"xrange"}
     assert granted("sluice-verify") - ran - rare == set(), "the line grants more than is needed"
+
+
+def test_the_dashboard_needs_one_command_more(
+    database: Database, client: redis.Redis, as_user: Callable[..., str]
+) -> None:
+    url = as_user("sluice-verify", "+mget")
+    add(client, STREAM, readings(0, 10))
+    deliver(client, "one", [STREAM], 5)
+    client.set("sluice:db_writer:worker:one", "{}")
+    settings = settings_for(database, url, dashboard_password="four words of it")
+    gauge = Gauge(dashboard_options(settings).pipeline)
+    assert gauge.look().pending == 5
+    gauge.close()
 
 
 def test_a_bridge_needs_just_what_its_acl_line_grants(
