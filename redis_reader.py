@@ -219,7 +219,10 @@ class RedisReader:
 
         Idempotent: what somebody else settled meanwhile is neither acknowledged nor counted again.
         """
-        self._patience.call(lambda: self._ahead.settle(outcome.settled), in_hand=True)
+        # After an outage Redis may be back from an older state: what it has pending for this consumer is
+        # asked for, as after a lost reply.
+        again = self._recovery.want_own
+        self._patience.call(lambda: self._ahead.settle(outcome.settled), on_error=again, in_hand=True)
         self._patience.call(self._recovery.excuse, in_hand=True)
         self._stats.batches_processed += 1
         self._stats.readings_written += outcome.readings_stored
@@ -239,9 +242,9 @@ class RedisReader:
         When the name was lost meanwhile (this process was stopped for long), wait for it again.
         """
         if self._clock() >= self._next_lease:
-            self._patience.call(self._keep_name)
+            self._patience.call(self._keep_name, on_error=self._recovery.want_own)
         if self._clock() >= self._sharing.next_beat:
-            self._patience.call(self._beat)
+            self._patience.call(self._beat, on_error=self._recovery.want_own)
         due = self._options.stream_retention_sec and self._clock() >= self._next_trim
         if due and self._patience.call(lambda: self._trimmer.trim(self._streams.keys)):
             self._next_trim = self._clock() + self._trimmer.interval_sec
