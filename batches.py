@@ -16,10 +16,12 @@ from typing import NamedTuple
 import columns
 from entries import Block, Row, blocks_of
 from parse import MAX_FIELDS, Parser
+from replays import MARK
 from schema import Batch, Entry, Parsed, Reading
 from values import message_id
 
 _VALUE, _TIMESTAMP, _MID, _TOPIC, _PAYLOAD = b"value", b"timestamp", b"mid", b"topic", b"payload"
+_FOREIGN = frozenset({_MID, MARK})  # with these an entry's identity is not its own ID
 _KEY = itemgetter(0, 1, 2, 3)
 _new = tuple.__new__
 
@@ -47,7 +49,8 @@ def parse_batch(parser: Parser, entries: Sequence[Entry], now_us: int, redeliver
                 found = _flat(parser, blocks, table, parser.latest(now_us))
                 if _MID in table.fields:
                     carried.update(_name(found, table.fields[_MID], begin))
-        distinct = distinct and table is not None and _MID not in table.fields and _VALUE in table.fields
+        distinct = distinct and table is not None and _VALUE in table.fields
+        distinct = distinct and table is not None and _FOREIGN.isdisjoint(table.fields)
         if None in found:
             _look_at(parser, entries, begin, found, others, now_us)
         readings += _in_order(found, begin, others)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import values
 from device_events import parse_event
 from payloads import FORMATS_OF_MAKERS, members, status
+from replays import original
 from schema import (
     Bad,
     DeviceStatus,
@@ -99,7 +100,13 @@ class Parser:
         """What one entry says: readings and rejections, a status, a device event, or nothing. Never raises.
 
         `now_us`: the present in microseconds since 1970, against which the future is measured.
+        A replayed entry says what its original said: with that one's time and identity.
         """
+        entry, replays = original(entry)
+        said = self._parsed(entry, now_us)
+        return said._replace(own_id=False) if replays else said
+
+    def _parsed(self, entry: Entry, now_us: int) -> Parsed:
         try:
             fields = self._fields(entry)
             latest = self.latest(now_us)

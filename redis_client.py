@@ -15,7 +15,7 @@ from redis.retry import Retry
 T = TypeVar("T")
 Argument = bytes | str | int
 CHUNK = 500  # streams in one command: more would hold up other clients (docs/internals.md)
-_RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE")
+_RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE", "XREVRANGE")
 _WORLD = ("LOADING", "BUSY ", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "UNKILLABLE")
 _SCRIPT_6_2 = re.compile(
     r"^(?:Error running script \(call to f_[0-9a-f]+\): )?(?:@user_script: ?\d+: ?)+-?"

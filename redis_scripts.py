@@ -63,17 +63,18 @@ return answer
 """
 )
 
-# KEYS: dead-letter stream, stream, ledger. ARGV: group, id. The end of the MULTI that begins with the XADD
-# of a dead letter too wide for a script. A MULTI goes on after a command that failed: so the entry is let
-# go only where its letter is the newest one. A letter that was not wanted, because somebody else had
-# settled the entry, is taken back. Returns 1 when the entry was dead-lettered by this.
+# KEYS: dead-letter stream, stream, ledger. ARGV: group, id, the letter's original_id. The end of the
+# MULTI that begins with the XADD of a dead letter too wide for a script. A MULTI goes on after a command
+# that failed: so the entry is let go only where its letter is the newest one. A letter that was not
+# wanted, because somebody else had settled the entry, is taken back. Returns 1 when the entry was
+# dead-lettered by this.
 SETTLE_WIDE = (
     FLAGS
     + """
 local dead, stream, id = KEYS[1], KEYS[2], ARGV[2]
 redis.call('HLEN', KEYS[3])
 local newest = redis.call('XREVRANGE', dead, '+', '-', 'COUNT', 1)[1]
-if not newest or newest[2][2] ~= stream or newest[2][4] ~= id then
+if not newest or newest[2][2] ~= stream or newest[2][4] ~= ARGV[3] then
     return redis.error_reply('ERR the dead letter was not added')
 end
 if redis.pcall('XACK', stream, ARGV[1], id) == 1 then
@@ -84,6 +85,28 @@ redis.call('XDEL', dead, newest[1])
 return 0
 """
 )
+
+# KEYS: dead-letter stream, stream. ARGV: the letter's ID, fields and values… of the entry. Replays a
+# letter: the entry is added and the letter deleted, or neither. Returns 0 where the letter is gone,
+# replayed by an earlier attempt perhaps whose reply was lost. Not when memory is short: it takes some.
+REPLAY = """#!lua
+if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, 2))
+redis.call('XDEL', KEYS[1], ARGV[1])
+return 1
+"""
+
+# KEYS: stream, a record in the same slot. ARGV: the letter's name, ms to keep the record, fields and
+# values… The first half of a replay where the letter is in another slot: the entry is added unless the
+# record says that it was; whoever calls deletes the letter then. Between the two, a second attempt finds
+# the record. Returns whether the entry was added.
+REPLAY_ONCE = """#!lua
+if redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 1 then return 0 end
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return 1
+"""
 
 # KEYS: ledger, streams. ARGV: group, fates…  Makes the group from each stream's first entry. Returns for
 # each stream 1 when it was made, 0 when it was there, -1 when the stream is gone or is another type. A

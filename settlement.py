@@ -13,6 +13,7 @@ import redis_scripts
 from metrics import Stats
 from redis_client import Argument, chunks, execute
 from redis_line import Command, Line
+from replays import original
 from schema import Fate, Settled
 from scripting import Script
 
@@ -79,7 +80,7 @@ class Settler:
         keys = (self._dead_letters, stream, self._ledger)
         with self._client.pipeline(transaction=True) as pipe:
             execute(pipe, "XADD", self._dead_letters, "*", *fields)
-            execute(pipe, "EVAL", self._wide.text, len(keys), *keys, self._group, entry_id)
+            execute(pipe, "EVAL", self._wide.text, len(keys), *keys, self._group, entry_id, fields[3])
             _, dead_lettered = pipe.execute()
         self._count(Fate.DEAD_LETTERED, dead_lettered)
 
@@ -144,11 +145,14 @@ def plan(settled: Sequence[Settled], now_ms: int) -> Iterable[SettleCall]:
 def dead_letter_fields(item: Settled, now_ms: int) -> list[bytes]:
     """A dead letter: the header, then `original_fields` with their number, then the original fields.
 
-    The original fields stand last, in order, byte for byte and with repeated names kept, so that a replay
-    takes exactly that many pairs from the end, whatever the original names are. Where the original has a
-    field `value` of its own, the header leaves it out.
+    The original fields stand last, in order, byte for byte and with repeated names kept, so that a
+    replay takes exactly that many pairs from the end, whatever the original names are. Where the
+    original has a field `value` of its own, the header leaves it out. Of a replayed entry, `original_id`
+    and the fields are those of its original, so that it can be replayed again; `replays` says how often
+    it was, and `replayed_id` which entry failed this time.
     """
-    entry, rejection = item.entry, item.rejection
+    entry, replays = original(item.entry)
+    rejection = item.rejection
     if rejection is None:
         raise ValueError("only a rejected entry has a dead letter")
     header: list[bytes] = [
@@ -163,6 +167,8 @@ def dead_letter_fields(item: Settled, now_ms: int) -> list[bytes]:
     ]
     if rejection.value and b"value" not in entry.fields[::2]:
         header += [b"value", rejection.value.encode("utf-8", "replace")]
+    if replays:
+        header += [b"replays", str(replays).encode(), b"replayed_id", item.entry.id]
     header += [
         b"error",
         f"{rejection.reason}: {rejection.sentence}".encode("utf-8", "replace"),
