@@ -32,6 +32,9 @@ profile: ## where a worker's processor time goes, by stage
 postgresql: ## the tests of writing on PostgreSQL 14 to 18 (needs npm)
 	$(python) -m tests.postgresql_versions
 
+reference: ## make docs/configuration.md anew from the settings
+	$(python) -m ops.configuration > docs/configuration.md
+
 proto: ## make the stubs of query/collector.proto anew
 	$(python) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. query/collector.proto
 
@@ -41,4 +44,4 @@ lock: ## pin packages anew (needs uv)
 shots: ## take the pictures of docs/images anew (needs chromium)
 	$(python) -m benchmarks.screenshots
 
-.PHONY: help run test unit lint format bench bench-bridge profile postgresql proto lock shots
+.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots

@@ -91,6 +91,12 @@ class Settings(DashboardSettings, QuerySettings, EdgeSettings, _DatabaseSettings
         le=3_153_600_000,
         description="acknowledged entries older than this are trimmed; 0: never",
     )
+    dead_letter_retention_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="dead letters older than this many days are removed, replayed or not; 0: never",
+    )
     quiet_poll_sec: float = Field(
         2.0,
         ge=0.05,

@@ -1,8 +1,9 @@
 """Sluice: sensor readings from Redis Streams into TimescaleDB or PostgreSQL, every entry accounted for.
 
 `python main.py` runs a worker, `bridge` what feeds it from an MQTT broker, `query` what answers over gRPC,
-`dashboard` the live page; `verify` proves the ledger, `thresholds` and `series` edit what workers heed,
-`retention` how long all is kept, `simulate` publishes what devices would.
+`dashboard` the live page; `verify` proves the ledger, `lag` shows what is still to be read, `dead-letters`
+what could not be stored; `thresholds` and `series` edit what workers heed, `retention` how long all is
+kept; `config` and `check` show the settings and try them; `simulate` publishes what devices would.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
@@ -275,7 +276,7 @@ def dashboard(settings: Settings) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     from mqtt import simulate
-    from ops import retention, series, thresholds, verify
+    from ops import checks, configuration, dead_letters, lag, retention, series, thresholds, verify
 
     parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -288,6 +289,11 @@ def main(arguments: Sequence[str]) -> int:
     thresholds.add_arguments(commands)
     series.add_arguments(commands)
     retention.add_arguments(commands)
+    lag.add_arguments(commands)
+    configuration.add_arguments(commands)
+    parts = {"query": wiring.query_options, "dashboard": wiring.dashboard_options}
+    checks.add_arguments(commands, wiring.mqtt_options, parts)
+    dead_letters.add_arguments(commands, wiring.limits)
     simulate.add_arguments(commands)
     chosen = parser.parse_args(arguments)
     if "action" in chosen and not chosen.action:

@@ -32,7 +32,7 @@ from schema import Entry, Outcome
 from settlement import Settler
 from sharing import Sharing
 from streams import Streams
-from trimming import Trimmer
+from trimming import LETTERS_EVERY_SEC, LetterTrimmer, Trimmer
 
 CYCLE_SEC = 0.2  # what one batch should take at most: who comes now waits for up to three
 READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
@@ -63,6 +63,7 @@ class ReaderOptions:
     discovery_interval_sec: float = 2.0
     max_deliveries: int = 5
     stream_retention_sec: int = 0
+    dead_letter_retention_sec: int = 0
     quiet_poll_sec: float = 2.0
     share_above_streams: int = 64
     worker_timeout_sec: float = 5.0
@@ -100,6 +101,13 @@ class RedisReader:
         self._lease = Lease(client, keys.worker(options.consumer), token)
         upkeep = Lease(client, keys.upkeep, token)
         self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms, clock)
+        self._letter_trimmer = LetterTrimmer(
+            client,
+            upkeep,
+            options.dead_letter_stream,
+            options.dead_letter_retention_sec,
+            wall_ms,
+        )
         self._settler = Settler(client, options.group, options.dead_letter_stream, stats, wall_ms)
         self._sharing = Sharing(
             client,
@@ -142,7 +150,7 @@ class RedisReader:
         self._given_at = 0.0  # when the last entries were handed out
         self._in_a_cycle = options.batch_size  # how many entries a worker stores in CYCLE_SEC
         self._caught_up = -inf
-        self._next_lease = self._next_trim = 0.0
+        self._next_lease = self._next_trim = self._next_letter_trim = 0.0
 
     def server(self) -> RedisServer:
         """Which server this is. Waits out an outage. Raises: what is refused for good (`refusals.py`)."""
@@ -237,7 +245,7 @@ class RedisReader:
         self._readings_per_entry = 0.5 * self._readings_per_entry + 0.5 * average
 
     def upkeep(self) -> None:
-        """What is due between batches: renew the name, trim what everybody has acknowledged.
+        """What is due between batches: renew the name, trim what everybody has acknowledged, and letters.
 
         When the name was lost meanwhile (this process was stopped for long), wait for it again.
         """
@@ -248,6 +256,9 @@ class RedisReader:
         due = self._options.stream_retention_sec and self._clock() >= self._next_trim
         if due and self._patience.call(lambda: self._trimmer.trim(self._streams.keys)):
             self._next_trim = self._clock() + self._trimmer.interval_sec
+        due = self._options.dead_letter_retention_sec and self._clock() >= self._next_letter_trim
+        if due and self._patience.call(self._letter_trimmer.trim):
+            self._next_letter_trim = self._clock() + LETTERS_EVERY_SEC
 
     def finish(self) -> None:
         """Have everything that was settled certain."""

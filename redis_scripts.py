@@ -151,6 +151,42 @@ return made
 """
 )
 
+# KEYS: stream. ARGV: group, how many pending entries to look at. What the group has still to do, without
+# any entry's fields, which may be heavy. Returns nothing where there is no such stream, else: entries
+# added, length, the first unread entry's ID or ''; and where the group is there: entries read and lag,
+# each nil where Redis does not know, and both forms of XPENDING, empty where nothing is.
+BACKLOG = """#!lua flags=no-writes
+local function named(flat)
+    local found = {}
+    for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+    return found
+end
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if info.err then
+    if string.find(info.err, 'no such key') or string.find(info.err, 'WRONGTYPE') then return false end
+    return info
+end
+local stream, group = named(info), nil
+for _, one in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    one = named(one)
+    if one['name'] == ARGV[1] then group = one end
+end
+local unread = ''
+if not group or group['lag'] ~= 0 then
+    local after = group and '(' .. group['last-delivered-id'] or '-'
+    local first = redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
+    unread = first and first[1] or ''
+end
+if not group then return {stream['entries-added'], stream['length'], unread} end
+local held, oldest = {}, {}
+if group['pending'] > 0 then
+    held = redis.call('XPENDING', KEYS[1], ARGV[1])[4] or {}
+    oldest = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[2])
+end
+local added, length = stream['entries-added'], stream['length']
+return {added, length, unread, group['entries-read'], group['lag'], held, oldest}
+"""
+
 # KEYS: streams. ARGV: group. Which of them, by their numbers from 1, have pending entries.
 PENDING = """
 local found = {}

@@ -1,4 +1,4 @@
-"""Secrets from files: where a setting comes from besides the environment and `.env`."""
+"""Secrets from files, and where each setting comes from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import PydanticBaseSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+)
 
 SECRETS = (
     "redis_url",
@@ -51,3 +56,34 @@ class SecretFiles(PydanticBaseSettingsSource):
             for name, field in self.settings_cls.model_fields.items()
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def origins(settings_class: type[BaseSettings]) -> dict[str, str]:
+    """Where each setting comes from, by its name: `environment`, `NAME_FILE`, the path of a `.env`, or
+    `default`. The first of these that has it is the one that counts.
+    """
+    files = [str(path) for path in _dotenv_files(settings_class)]
+    found: dict[str, str] = {}
+    for path in files:  # a later one has the last word
+        found |= dict.fromkeys(DotEnvSettingsSource(settings_class, env_file=path)(), path)
+    found |= {name: f"{name.upper()}_FILE" for name in SecretFiles(settings_class)()}
+    found |= dict.fromkeys(EnvSettingsSource(settings_class)(), "environment")
+    return {name: found.get(name, "default") for name in settings_class.model_fields}
+
+
+def unknown_names(settings_class: type[BaseSettings]) -> list[tuple[str, str]]:
+    """Names in a `.env` that are no settings, each with the path of the file: misspelled, perhaps."""
+    found: list[tuple[str, str]] = []
+    for path in _dotenv_files(settings_class):
+        names = DotEnvSettingsSource(settings_class, env_file=path).env_vars
+        found += [
+            (name.upper(), str(path)) for name in names if name.lower() not in settings_class.model_fields
+        ]
+    return found
+
+
+def _dotenv_files(settings_class: type[BaseSettings]) -> list[Path]:
+    """Those that are there, each once, in the order in which they are read."""
+    files = settings_class.model_config.get("env_file") or ()
+    several = files if isinstance(files, list | tuple) else (files,)
+    return list(dict.fromkeys(path.resolve() for path in map(Path, several) if path.is_file()))

@@ -61,6 +61,7 @@ def reader_options(settings: Settings) -> ReaderOptions:
         discovery_interval_sec=settings.discovery_interval_sec,
         max_deliveries=settings.max_deliveries,
         stream_retention_sec=settings.stream_retention_sec,
+        dead_letter_retention_sec=86_400 * settings.dead_letter_retention_days,
         quiet_poll_sec=settings.quiet_poll_sec,
         share_above_streams=settings.share_above_streams,
         # a worker that pauses between batches lives

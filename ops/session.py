@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psycopg
+import redis
 
 import database
+import redis_client
 import schema_check
 from config import ConfigError, Settings
 from database import BoundedConnection
@@ -46,6 +48,10 @@ def run(job: Callable[[], int]) -> int:
             raise  # not the server's word: a bug
         what = "refused" if error.sqlstate else "is not usable"
         return complain(f"the database {what}: {describe(error)}")
+    except redis.RedisError as error:
+        world = redis_client.is_world(error) and not isinstance(error, redis.AuthenticationError)
+        what = "is not usable" if world else "refused"
+        return complain(f"Redis {what}: {describe(error)}")
     except BrokenPipeError:
         # Whoever reads has seen enough. Python would complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,6 +97,13 @@ def connected(settings: Settings) -> Iterator[BoundedConnection]:
         yield connection
     finally:
         connection.close()  # the server undoes what was not committed
+
+
+def to_redis(settings: Settings) -> redis.Redis:
+    """A client that has said something to Redis already. Raises redis errors."""
+    client = redis_client.connect(settings.redis_address(), timeout_sec=30, name="sluice-operator")
+    client.ping()
+    return client
 
 
 @contextmanager

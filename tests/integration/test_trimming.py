@@ -12,7 +12,7 @@ from redis_client import execute
 from redis_reader import RedisReader
 from redis_scripts import Keys
 from schema import Entry
-from tests.integration.readers import GROUP, Clock, Workshop, deliver, flat, outcome, read_all
+from tests.integration.readers import FAILED, GROUP, Clock, Workshop, deliver, flat, outcome, read_all
 from tests.support import books
 
 STREAM = "mqtt_stream:d:t"
@@ -265,3 +265,32 @@ def test_pending_entries_of_a_dead_consumer_keep_their_data_until_they_are_claim
     clock.now += 70.0
     reader.upkeep()
     assert held(client) == ["3-0"]
+
+
+def test_dead_letters_go_by_their_age_and_never_by_their_number(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    """More than one command removes, and than a node of the stream holds (100 entries)."""
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(1, 10_251):
+            pipe.xadd(FAILED, {"n": number}, id=f"{number}-0")
+        for entry_id in (f"{OLD}-5", f"{NEW}-0", f"{NOW_MS}-0"):
+            pipe.xadd(FAILED, {"n": 0}, id=entry_id)
+        pipe.execute()
+    kept = trimmer(workshop, stream_retention_sec=0)
+    kept.upkeep()
+    assert client.xlen(FAILED) == 10_253
+    reader = trimmer(workshop, stream_retention_sec=0, dead_letter_retention_sec=RETENTION_SEC)
+    for _ in range(4):
+        reader.upkeep()
+    assert held(client, FAILED) == [f"{NEW}-0", f"{NOW_MS}-0"]
+
+
+def test_a_dead_letter_stream_of_another_type_holds_up_no_reading(
+    workshop: Workshop, client: redis.Redis
+) -> None:
+    client.set(FAILED, "no stream")
+    add_at(client, f"{NOW_MS}-0")
+    reader = trimmer(workshop, dead_letter_retention_sec=RETENTION_SEC)
+    reader.upkeep()
+    settle_all(reader, 1)

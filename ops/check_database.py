@@ -1,0 +1,110 @@
+"""What a worker needs of the database: the schema, and that its account may use it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import psycopg
+
+import database
+import schema_check
+from config import Settings
+from database import BoundedConnection
+from models import ROLLUPS
+from ops.verify import Check
+from retry import describe
+from schema_check import SchemaMismatch, TableKind
+
+_MOST_SKEW_SEC = 5.0
+_SERVER = """
+    select pg_is_in_recovery() or current_setting('transaction_read_only')::bool,
+           extract(epoch from clock_timestamp())::float8,
+           has_database_privilege(current_database(), 'TEMPORARY'), current_user::text
+"""
+# What is missing of what a worker needs: table and privilege.
+_MISSING = """
+    select format('%%s on %%s', privilege, name)
+    from unnest(%(tables)s::text[], %(privileges)s::text[]) as needed (name, privileges),
+         unnest(string_to_array(privileges, ' ')) as privilege
+    where to_regclass(quote_ident(name)) is not null
+      and not has_table_privilege(to_regclass(quote_ident(name)), privilege)
+"""
+_NOT_OWNED = """
+    select relname::text from pg_class
+    where oid = any (select to_regclass(quote_ident(name)) from unnest(%(tables)s::text[]) as name)
+      and not pg_has_role(relowner, 'USAGE')
+"""
+_ALL = "SELECT INSERT UPDATE DELETE"
+_NEEDED = {
+    "alembic_version": "SELECT",
+    "series": _ALL,
+    "devices": _ALL,
+    "thresholds": _ALL,
+    "alerts": _ALL,
+    "applied_events": _ALL,
+    "device_deletions": _ALL,
+    "duties": "SELECT INSERT UPDATE",
+    "rollup_state": "SELECT UPDATE",
+    "rollup_dirty": _ALL,
+    "retention": "SELECT UPDATE",
+}
+
+
+def database_checks(settings: Settings) -> Iterator[Check]:
+    """A line for each thing that was looked at."""
+    url = settings.database_url.get_secret_value()
+    try:
+        began = time.monotonic()
+        with database.connect(url, timeout_sec=5) as connection:
+            took = (time.monotonic() - began) * 1000
+            found = schema_check.look(connection, settings.table_name)
+            yield Check("database", True, f"{_versions(found)} connected in {took:.0f} ms")
+            yield from _look(connection, settings, found)
+    except psycopg.Error as error:
+        yield Check("database", False, f"not usable: {describe(error)}; check DATABASE_URL")
+
+
+def _versions(found: schema_check.Found) -> str:
+    told = f"PostgreSQL {found.server_version // 10_000}.{found.server_version % 10_000}"
+    if found.timescale_version:
+        told += f", TimescaleDB {found.timescale_version} ({found.timescale_license})"
+    return told
+
+
+def _look(connection: BoundedConnection, settings: Settings, found: schema_check.Found) -> Iterator[Check]:
+    row = connection.execute(_SERVER).fetchone()
+    read_only, now, temporary, user = row if row else (True, 0.0, False, "")
+    if read_only:
+        yield Check("writable", False, "the server takes no writes: a standby, or read-only by setting")
+    skew = abs(time.time() - now)
+    if skew > _MOST_SKEW_SEC:
+        yield Check(
+            "clock", False, f"the clocks of the database and of this machine differ by {skew:.0f} s"
+        )
+    try:
+        schema_check.check(found, settings.table_name, enable_timescale=settings.enable_timescale)
+    except SchemaMismatch as error:
+        yield Check("schema", False, str(error))
+        return
+    yield Check("schema", True, f"{settings.table_name}: {found.kind}, revision {found.revisions[-1]}")
+    missing = _missing(connection, settings, found)
+    if not temporary:
+        missing.append("TEMPORARY on the database")
+    if missing:
+        rest = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+        sentence = f"the account {user} lacks {', '.join(missing[:6])}{rest}"
+        yield Check("grants", False, sentence)
+    else:
+        yield Check("grants", True, f"the account {user} may do what a worker does")
+
+
+def _missing(connection: BoundedConnection, settings: Settings, found: schema_check.Found) -> list[str]:
+    needed = {settings.table_name: "SELECT INSERT DELETE", **_NEEDED}
+    asked = {"tables": list(needed), "privileges": list(needed.values())}
+    missing = [row[0] for row in connection.execute(_MISSING, asked).fetchall()]
+    if found.kind is not TableKind.HYPERTABLE:  # workers make their partitions
+        tables = [settings.table_name, *ROLLUPS]
+        rows = connection.execute(_NOT_OWNED, {"tables": tables}).fetchall()
+        missing += [f"ownership of {row[0]}" for row in rows]
+    return missing
