@@ -81,6 +81,19 @@ class Settings(DashboardSettings, QuerySettings, EdgeSettings, _DatabaseSettings
     max_deliveries: int = Field(
         5, ge=1, le=1000, description="deliveries after which an entry is tried alone"
     )
+    dead_letter_flood_count: int = Field(
+        1000,
+        ge=0,
+        le=10_000_000,
+        description="so many dead letters in a row, or of the last minute where they are "
+        "DEAD_LETTER_FLOOD_SHARE of it, pause a worker; 0: never",
+    )
+    dead_letter_flood_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="part of the last minute's entries, and of the devices, that has to be bad",
+    )
     claim_min_idle_sec: float = Field(
         60.0, ge=0.1, le=86_400, description="an entry pending for this long is claimed from its consumer"
     )

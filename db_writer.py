@@ -173,6 +173,17 @@ class DatabaseWriter:
         if swept.due:
             self._on_due()
 
+    def devices_heard(self) -> int:
+        """How many devices have been heard of in the last day, by any worker."""
+
+        def ask() -> int:
+            connection = self._session.begin()
+            heard = self._registry.heard(connection)
+            connection.rollback()
+            return heard
+
+        return self._session.call(ask, in_hand=True)
+
     @property
     def due_at(self) -> float:
         """When, by the clock, `upkeep` has something to do next, if no batch comes before."""

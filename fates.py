@@ -66,7 +66,11 @@ class Settlement(Sequence[Settled]):
 
     def letters(self) -> Iterator[Settled]:
         """The entries that have a dead letter, in order."""
-        return (self[place] for place in sorted(self._others) if self._others[place][1] is not None)
+        return (self[place] for place in self.places())
+
+    def places(self) -> list[int]:
+        """The places of the entries that have a dead letter, in order."""
+        return sorted(place for place, (_, rejection) in self._others.items() if rejection is not None)
 
 
 def acknowledged(settled: Sequence[Settled]) -> dict[tuple[bytes, Fate], list[bytes]]:
@@ -85,6 +89,13 @@ def letters(settled: Sequence[Settled]) -> Iterator[Settled]:
     if isinstance(settled, Settlement):
         return settled.letters()
     return (item for item in settled if item.rejection is not None)
+
+
+def places_of_letters(settled: Sequence[Settled]) -> list[int]:
+    """The places of the entries that have a dead letter, in order."""
+    if isinstance(settled, Settlement):
+        return settled.places()
+    return [place for place, item in enumerate(settled) if item.rejection is not None]
 
 
 _ENDS: Mapping[RowFate, tuple[Fate, Rejection | None]] = {
@@ -109,6 +120,7 @@ def decide(batch: Batch, rows: Sequence[Answer] | None, retried: bool) -> Outcom
     answers = iter(rows)
     counts = dict.fromkeys(RowFate, 0)
     rejected = 0
+    partly: set[int] = set()
     fates: dict[int, tuple[Fate, Rejection | None]] = {}
     for place in range(len(batch.entries)):
         parsed = batch.others.get(place)
@@ -128,6 +140,8 @@ def decide(batch: Batch, rows: Sequence[Answer] | None, retried: bool) -> Outcom
         if rejections:
             rejected += len(rejections)
             fates[place] = Fate.DEAD_LETTERED, summarise(rejections)
+            if kinds:
+                partly.add(place)
         elif kinds and RowFate.STORED not in kinds:
             fates[place] = _ENDS[RowFate.DUPLICATE if RowFate.DUPLICATE in kinds else RowFate.SKIPPED]
     return Outcome(
@@ -136,21 +150,26 @@ def decide(batch: Batch, rows: Sequence[Answer] | None, retried: bool) -> Outcom
         readings_duplicate=counts[RowFate.DUPLICATE],
         readings_rejected=rejected,
         readings_skipped=counts[RowFate.SKIPPED],
+        partly=partly,
     )
 
 
 def _all_stored(batch: Batch) -> Outcome:
     """Every row went in: only what was rejected before ends elsewhere."""
     rejected = 0
+    partly: set[int] = set()
     fates: dict[int, tuple[Fate, Rejection | None]] = {}
     for place, parsed in batch.others.items():
         if parsed.rejections:
             rejected += len(parsed.rejections)
             fates[place] = Fate.DEAD_LETTERED, summarise(parsed.rejections)
+            if parsed.readings:
+                partly.add(place)
     return Outcome(
         Settlement(batch.entries, Fate.STORED, fates),
         readings_stored=len(batch.readings),
         readings_rejected=rejected,
+        partly=partly,
     )
 
 

@@ -36,6 +36,7 @@ import wiring
 from batches import parse_batch
 from config import ConfigError, Settings
 from db_writer import DatabaseWriter
+from flood import Flood
 from metrics import Stats
 from mqtt.bridge import Bridge
 from parse import Parser
@@ -45,6 +46,8 @@ from retry import StopFlag, Stopping, describe
 from schema import Entry, Outcome
 from schema_check import SchemaMismatch
 from serving import serve
+
+FLOOD_LOOK_SEC = 0.5  # how often somebody's answer to a flood of dead letters is looked for
 
 
 class DatabaseWriterService:
@@ -86,6 +89,13 @@ class DatabaseWriterService:
             caught_up_at=lambda: self._reader.caught_up_at,
         )
 
+        self._flood = Flood(
+            wiring.flood_options(self._settings),
+            self._stats,
+            devices=lambda: self._writer.devices_heard() * self._reader.part,
+            accepted=self._reader.flood_accepted,
+        )
+
     def run(self) -> None:
         """The promise, in order: nothing is acknowledged before its COMMIT, nothing read past a stop."""
         try:
@@ -93,14 +103,14 @@ class DatabaseWriterService:
             while self._reader.has_more or not self._stop.is_set():
                 if self.publisher:
                     self.publisher.raise_failure()
-                entries: Sequence[Entry] = self._reader.recover()
-                redelivered = bool(entries)
-                entries = entries or self._reader.read(until=self._writer.due_at)
+                entries, redelivered = self._next()
                 if entries:
-                    self._reader.read_ahead()  # the next ones come while these are written
+                    if not self._flood.on:
+                        self._reader.read_ahead()  # the next ones come while these are written
                     began = time.monotonic()
                     batch = parse_batch(self._parser, entries, time.time_ns() // 1000, redelivered)
                     outcome = self._writer.write(batch)  # returns after COMMIT
+                    outcome = self._flood.sift(outcome)  # in a flood, dead letters wait
                     self._reader.settle(outcome)  # dead-letter, acknowledge, count: one step
                     self._log_batch(outcome, redelivered, time.monotonic() - began)
                     self._stop.pause(self._settings.processing_interval_sec)
@@ -113,6 +123,20 @@ class DatabaseWriterService:
             structlog.get_logger().warning("stopped_in_outage", left=left, error=describe(stopping))
         finally:
             self._close()
+
+    def _next(self) -> tuple[Sequence[Entry], bool]:
+        """What to store next, and whether it may have been delivered before. In a flood of dead letters
+        nothing but what is on its way already.
+        """
+        if self._flood.on and not self._reader.has_more:
+            self._stop.pause(FLOOD_LOOK_SEC)
+            if self._flood.over():
+                self._reader.recall()
+            return (), False
+        entries = self._reader.recover()
+        if entries:
+            return entries, True
+        return self._reader.read(until=self._writer.due_at), False
 
     def stop(self) -> None:
         """Finish the batch in hand and end `run`. Returns at once; takes no lock and logs nothing, since a
@@ -128,13 +152,14 @@ class DatabaseWriterService:
     def health_check(self) -> dict[str, object]:
         """Whether the worker runs and reaches its servers, and its counts. Never raises.
 
-        Keys: `running`, `redis`, `database` (booleans) and `stats`. Takes up to about 5 s when a server
-        does not answer.
+        Keys: `running`, `redis`, `database`, `paused` (booleans) and `stats`. `paused`: a flood of dead
+        letters holds it, and waits for somebody. Takes up to about 5 s when a server does not answer.
         """
         return {
             "running": self._running,
             "redis": self._reaches_redis(),
             "database": self._reaches_database(),
+            "paused": self._flood.on,
             "stats": self._stats.as_dict(),
         }
 

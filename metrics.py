@@ -26,6 +26,7 @@ class Stats:
     messages_failed: int = 0  # entries dead-lettered
     messages_skipped: int = 0  # entries acknowledged as skipped: their series is switched off
     messages_trimmed: int = 0  # pending entries whose data somebody had trimmed away
+    messages_held: int = 0  # entries left pending in a flood of dead letters, in place of a dead letter
     messages_claimed: int = 0  # entries taken over: own stranded ones and those of dead consumers
     readings_written: int = 0  # rows stored
     readings_duplicate: int = 0  # readings whose row was there already

@@ -21,7 +21,7 @@ from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
 from polling import Polling
 from recovery import Recovery
-from redis_client import is_denied, is_world, is_wrong_type
+from redis_client import execute, is_denied, is_world, is_wrong_type
 from redis_line import Line
 from redis_scripts import Keys
 from redis_server import RedisServer
@@ -95,6 +95,7 @@ class RedisReader:
         self._stats = stats
         self._clock = clock
         keys = Keys(options.group)
+        self._accepted_key = keys.flood_accepted
         self._patience = Patience("redis", _passes, stop, stats)
         # A worker that was just started had better end than wait for what nobody may come to mend.
         self._first = Patience("redis", lambda error: _passes(error) and not is_refused(error), stop, stats)
@@ -259,6 +260,20 @@ class RedisReader:
         due = self._options.dead_letter_retention_sec and self._clock() >= self._next_letter_trim
         if due and self._patience.call(self._letter_trimmer.trim):
             self._next_letter_trim = self._clock() + LETTERS_EVERY_SEC
+
+    def flood_accepted(self) -> bool:
+        """Whether an operator lets a flood of dead letters through: the key is there."""
+        asked = self._patience.call(lambda: execute(self._client, "GET", self._accepted_key), in_hand=True)
+        return asked is not None
+
+    def recall(self) -> None:
+        """Have what is pending with this consumer delivered again."""
+        self._recovery.want_own()
+
+    @property
+    def part(self) -> float:
+        """The part of all streams that this worker reads, about."""
+        return self._sharing.part
 
     def finish(self) -> None:
         """Have everything that was settled certain."""

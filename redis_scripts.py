@@ -325,6 +325,7 @@ class Keys:
         self.ledger = f"sluice:{group}:ledger"
         self.alone = f"sluice:{group}:alone"
         self.upkeep = f"sluice:{group}:upkeep"
+        self.flood_accepted = f"sluice:{group}:flood_accepted"
         self._worker = f"sluice:{group}:worker:"
         self._alive = f"sluice:{group}:alive:"
 

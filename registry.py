@@ -89,6 +89,11 @@ class Registry:
             self._dirty.pop(gone, None)
             self._fresh.discard(gone)
 
+    def heard(self, connection: BoundedConnection) -> int:
+        """How many devices were heard of in the last day, by any worker."""
+        found = connection.execute(statements.DEVICES_HEARD).fetchone()
+        return int(found[0]) if found else 0
+
     def unknown(self, readings: Iterable[Reading]) -> list[Series]:
         """The series of these readings that are to be rejected unless the table knows them by now."""
         if self._accept_unknown:

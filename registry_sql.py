@@ -15,6 +15,7 @@ THESE_SERIES = """
     select device_id, sensor_type, active from series
     where (device_id, sensor_type) in (select * from unnest(%(devices)s::text[], %(sensors)s::text[]))
 """
+DEVICES_HEARD = "select count(*) from devices where last_seen > now() - interval '1 day'"
 # Sorted, so that workers which write the same series wait for each other in turn. A value older than the
 # one that is there stays out, whoever comes last. An owner is given only where it has changed; a new series
 # takes its device's. When it was seen is told by the database's clock.

@@ -278,13 +278,17 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A batch after COMMIT: each entry's fate, and the counts of its readings."""
+    """A batch after COMMIT: each entry's fate, and the counts of its readings.
+
+    `partly`: places of entries that have a dead letter although readings of theirs are in the table.
+    """
 
     settled: Sequence[Settled]
     readings_stored: int = 0
     readings_duplicate: int = 0
     readings_rejected: int = 0
     readings_skipped: int = 0
+    partly: AbstractSet[int] = frozenset()
 
 
 def days_of(readings: Iterable[Reading]) -> set[int]:

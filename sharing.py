@@ -131,6 +131,11 @@ class Sharing:
         mine = self._mine
         return [stream for stream in streams if mine[slots[stream]]]
 
+    @property
+    def part(self) -> float:
+        """This worker's part of the streams, about."""
+        return 1 / len(self._workers) if self._divided else 1.0
+
     def others_caught_up(self) -> float:
         """Until when, by the clock, the others had read all of theirs; infinity where nothing is shared."""
         if not self._divided and self._clock() > self._divided_until:

@@ -10,6 +10,7 @@ from config import ConfigError, Settings
 from dashboard.options import DashboardOptions, PipelineOptions
 from db_writer import WriterOptions
 from edge_settings import EdgeSettings
+from flood import FloodOptions
 from mqtt.alerts import AlertPublisher, PublisherOptions
 from mqtt.bridge import BridgeOptions
 from mqtt.filters import filters_of
@@ -19,6 +20,7 @@ from mqtt.options import MqttOptions, Session, Will
 from parse import Limits
 from query.options import QueryOptions, Tls, is_loopback
 from redis_reader import ReaderOptions
+from redis_scripts import Keys
 from schema import EventKind, PayloadFormat
 from setting_types import MqttProtocol, UnknownSeries, Unmatched
 from stream_glob import compiled
@@ -84,6 +86,16 @@ def writer_options(settings: Settings) -> WriterOptions:
         rules_reload_sec=settings.rules_reload_sec,
         publish_alerts=settings.mqtt_url is not None,
         holder=f"{settings.consumer_name}:{uuid.uuid4()}",
+    )
+
+
+def flood_options(settings: Settings) -> FloodOptions:
+    key = Keys(settings.consumer_group_name).flood_accepted
+    return FloodOptions(
+        count=settings.dead_letter_flood_count,
+        share=settings.dead_letter_flood_share,
+        remedy="mend the cause and restart the workers; or let the dead letters through for an hour: "
+        f"redis-cli SET {key} yes EX 3600",
     )
 
 

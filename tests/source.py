@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Self
 
 import redis
@@ -16,11 +17,21 @@ class Source:
     """Adds numbered readings, some 10,000 a second, for as long as its block lasts.
 
     `acknowledged`: how many Redis has said it has; these are the readings 0 to `acknowledged` - 1.
+    `rest_sec`: pause after each 200 of them. `value_of`: what the reading of a number says.
     """
 
-    def __init__(self, url: str, devices: int = 20) -> None:
+    def __init__(
+        self,
+        url: str,
+        devices: int = 20,
+        *,
+        rest_sec: float = 0.01,
+        value_of: Callable[[int], str] = str,
+    ) -> None:
         self._url = url
         self._devices = devices
+        self._rest_sec = rest_sec
+        self._value_of = value_of
         self.acknowledged = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -51,11 +62,11 @@ class Source:
                     raise
                 doubtful = True
                 self._stop.wait(0.05)
-            self._stop.wait(0.01)
+            self._stop.wait(self._rest_sec)
         client.close()
 
     def _add(self, client: redis.Redis, n: int) -> None:
-        fields = ("value", str(n), "timestamp", str(BEGIN + n))
+        fields = ("value", self._value_of(n), "timestamp", str(BEGIN + n))
         try:
             redis_client.execute(
                 client, "XADD", f"mqtt_stream:dev-{n % self._devices}:t", f"{n + 1}-1", *fields

@@ -162,6 +162,20 @@ def test_health_check_tells_what_is_reached_and_never_raises(
     )
 
 
+def test_health_says_that_a_flood_of_dead_letters_has_paused_the_worker(
+    database: Database, client: redis.Redis, redis_url: str
+) -> None:
+    """Letters wait, what is good beside them does not, and a stop ends it in order."""
+    add(client, "mqtt_stream:d:t", [*[{"value": str(n)} for n in range(20)], *[{"value": "NaN"}] * 300])
+    settings = settings_for(database, redis_url, dead_letter_flood_count=100)
+    service = DatabaseWriterService(settings)
+    assert service.health_check()["paused"] is False
+    run_until(service, lambda: service.health_check()["paused"])
+    assert service.stats.messages_held == 300
+    assert (books(client).stored, books(client).pending) == (20, 300)
+    assert dead_letters(client) == []
+
+
 def test_health_check_without_any_server_says_so(database: Database) -> None:
     away = Database("postgresql://nobody@127.0.0.1:1/none", timescale=False)
     health = DatabaseWriterService(settings_for(away, "redis://127.0.0.1:1/0")).health_check()
