@@ -26,6 +26,10 @@ bench-bridge: ## a bridge beside paho (needs mosquitto)
 	$(python) -m benchmarks.bridge
 	$(python) -m benchmarks.reading --rows 900000 --rounds 3 --entries 50000
 
+soak: ## three workers under all faults at random; MINUTES=5, SEED= of a run to play again
+	SLUICE_SOAK_MINUTES=$(or $(MINUTES),5) SLUICE_SOAK_SEED=$(SEED) \
+		$(python) -m pytest -q -s tests/acceptance/test_soak.py -k befalls
+
 profile: ## where a worker's processor time goes, by stage
 	$(python) -m benchmarks.profile
 
@@ -44,4 +48,4 @@ lock: ## pin packages anew (needs uv)
 shots: ## take the pictures of docs/images anew (needs chromium)
 	$(python) -m benchmarks.screenshots
 
-.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots
+.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots soak
