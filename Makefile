@@ -30,6 +30,9 @@ soak: ## three workers under all faults at random; MINUTES=5, SEED= of a run to 
 	SLUICE_SOAK_MINUTES=$(or $(MINUTES),5) SLUICE_SOAK_SEED=$(SEED) \
 		$(python) -m pytest -q -s tests/acceptance/test_soak.py -k befalls
 
+fuzz: ## a million nasty payloads through the parser; SEED= of a run to play again
+	$(python) -m tests.fuzz --inputs 1000000 --processes 2 $(if $(SEED),--seed $(SEED))
+
 profile: ## where a worker's processor time goes, by stage
 	$(python) -m benchmarks.profile
 
@@ -48,4 +51,4 @@ lock: ## pin packages anew (needs uv)
 shots: ## take the pictures of docs/images anew (needs chromium)
 	$(python) -m benchmarks.screenshots
 
-.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots soak
+.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots soak fuzz
