@@ -9,7 +9,7 @@ cannot deadlock. A row that the database refuses is found by bisecting.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import repeat
 from time import monotonic
@@ -60,8 +60,8 @@ class AlertsRefused(Exception):
 class WriterOptions:
     """Plain values of the settings that writing depends on. Times in seconds unless named otherwise."""
 
-    url: str
-    direct_url: str | None = None
+    url: str = field(repr=False)
+    direct_url: str | None = field(default=None, repr=False)
     table: str = "sensor_readings"
     enable_timescale: bool = False
     batch_size: int = 10_000

@@ -38,6 +38,7 @@ _TAKEN_TABLES = (
     "series",
     "thresholds",
 )
+_ESCAPED = "an address in whose user and password @ is written as %40, / as %2F, ? as %3F and # as %23"
 _ALERT_NAMES = ("{place_id}", "{device_id}", "{sensor_type}", "{severity}")
 # Names of a template that mean the same part of a topic
 _SAME_PART = (
@@ -194,21 +195,30 @@ def _database_address(value: SecretStr) -> SecretStr:
     if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ValueError("an address such as postgresql://user:password@host:5432/database")
     try:
-        port = conninfo_to_dict(f"postgresql://{rest}").get("port")
+        parts = conninfo_to_dict(f"postgresql://{rest}")
     except ProgrammingError:
         raise ValueError("an address that libpq understands; a part or an option is not one") from None
+    # libpq takes the first @ and / for the end of the password: the rest of it would be told as a host.
+    if any("@" in str(parts.get(name, "")) for name in ("host", "hostaddr", "port", "dbname")):
+        raise ValueError(_ESCAPED)
+    port = parts.get("port")
     if port and not all(part.isdigit() for part in str(port).split(",")):
         raise ValueError("an address whose port is a number")
     return SecretStr(f"postgresql://{rest}")
 
 
 def _redis_address(value: SecretStr) -> SecretStr:
-    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    url = value.get_secret_value()
+    if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("an address that starts with redis://, rediss:// or unix://")
     try:
-        parse_url(value.get_secret_value())  # type: ignore[no-untyped-call]
+        parts = urlsplit(url)
+        parse_url(url)  # type: ignore[no-untyped-call]
     except ValueError:
         raise ValueError("an address whose port, database and options are well formed") from None
+    # What stands before the first / would be told as host and port.
+    if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError(_ESCAPED)
     return value
 
 

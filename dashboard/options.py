@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from query.options import Tls
 
@@ -11,7 +11,7 @@ from query.options import Tls
 class PipelineOptions:
     """Which consumer group of which Redis is shown. `named`: streams beside those of `pattern`."""
 
-    redis_url: str
+    redis_url: str = field(repr=False)
     group: str
     pattern: str
     dead_letter_stream: str
@@ -28,8 +28,8 @@ class DashboardOptions:
     publishing.
     """
 
-    database_url: str
-    direct_url: str | None = None
+    database_url: str = field(repr=False)
+    direct_url: str | None = field(default=None, repr=False)
     table: str
     enable_timescale: bool
     host: str
@@ -39,8 +39,8 @@ class DashboardOptions:
     shutdown_sec: float
     pipeline: PipelineOptions
     tls: Tls | None = None
-    password: str | None = None
-    token: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
     publish_alerts: bool = False
 

@@ -11,7 +11,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
 import psycopg
@@ -48,7 +48,7 @@ class PublisherOptions:
     died keeps the others from publishing.
     """
 
-    database_url: str
+    database_url: str = field(repr=False)
     mqtt: MqttOptions
     topic: str
     holder: str

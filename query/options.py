@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -25,8 +25,8 @@ class QueryOptions:
     the end of an alert is marked as due for publishing.
     """
 
-    database_url: str
-    direct_url: str | None = None
+    database_url: str = field(repr=False)
+    direct_url: str | None = field(default=None, repr=False)
     table: str
     enable_timescale: bool
     host: str
@@ -36,8 +36,8 @@ class QueryOptions:
     timeout_sec: float
     shutdown_sec: float
     tls: Tls | None = None
-    token: str | None = None
-    delete_token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    delete_token: str | None = field(default=None, repr=False)
     publish_alerts: bool = False
 
 

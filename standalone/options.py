@@ -14,9 +14,12 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         prog="./run-standalone.sh",
         description="Everything on this machine, started in order and stopped in order.",
     )
-    parser.add_argument("--redis-url", help="use this Redis or Valkey: redis://…, rediss://… or unix://…")
-    parser.add_argument("--database-url", help="use this database: postgresql://…; it gets the migrations")
-    parser.add_argument("--mqtt-url", help="use this MQTT broker: mqtt://… or mqtts://…; MQTT_… go with it")
+    for option, help_ in (
+        ("--redis-url", "use this Redis or Valkey: redis://…, rediss://… or unix://…"),
+        ("--database-url", "use this database: postgresql://…; it gets the migrations"),
+        ("--mqtt-url", "use this MQTT broker: mqtt://… or mqtts://…; MQTT_… go with it"),
+    ):
+        parser.add_argument(option, type=_address, help=help_ + "; @FILE: what stands in this file")
     demo = parser.add_mutually_exclusive_group()
     demo.add_argument("--no-demo", action="store_true", help="leave out the simulated devices")
     demo.add_argument(
@@ -29,6 +32,18 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         "--data", type=Path, default=ROOT / ".standalone", help="folder of the data (default .standalone)"
     )
     return parser.parse_args(given)
+
+
+def _address(text: str) -> str:
+    """Every user of a machine sees the arguments of its processes: an address with a password is better
+    given as the name of a file.
+    """
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} names a file that cannot be read ({error})") from None
 
 
 def _seconds(text: str) -> float:

@@ -176,7 +176,7 @@ class Standalone:
             for service in services:
                 self._out.print(f"  the {service.name}: {service.address}", soft_wrap=True)
             self._out.print(
-                f"  the broker: {self._environment['MQTT_URL']}\n"
+                f"  the broker: {without_login(self._environment['MQTT_URL'])}\n"
                 f"  their logs: {self._home}/*.log\n"
                 f"  settings for other commands: . {shlex.quote(str(self._home / 'env'))}",
                 soft_wrap=True,
@@ -277,6 +277,12 @@ class Standalone:
         child = Child(name, self._home, self._environment, *command)
         stack.callback(child.end)
         return child
+
+
+def without_login(url: str) -> str:
+    """An address that may be shown."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
 
 
 def _accepted(demo: Child) -> int | None:

@@ -6,9 +6,11 @@ The proxy listens on loopback only.
 from __future__ import annotations
 
 import contextlib
+import math
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 Watch = Callable[[bytes], bool]
@@ -21,6 +23,7 @@ class Proxy:
     on. `cut_reply_when`: the same for pieces that come back; the server has done its work by then.
     `alter`: what is passed to the server in place of each piece.
     `deaf`: accept and keep connections, pass nothing. `mute`: swallow the server's answers only.
+    `most_per_sec`: bytes that reach the server in a second, over all connections.
     """
 
     def __init__(self, upstream: str | tuple[str, int]) -> None:
@@ -30,6 +33,7 @@ class Proxy:
         self.deaf = False
         self.mute = False
         self.refuse = False
+        self.most_per_sec = math.inf
         self.cut_when: Watch = lambda _: False
         self.cut_reply_when: Watch = lambda _: False
         self.alter: Callable[[bytes], bytes] = lambda piece: piece
@@ -96,7 +100,7 @@ class Proxy:
 
     def _pass(self, side: socket.socket, *, to_server: bool) -> None:
         try:
-            piece = side.recv(1 << 20)
+            piece = side.recv(self._most_at_once(to_server=to_server))
         except OSError:
             piece = b""
         if not piece:
@@ -111,6 +115,13 @@ class Proxy:
                 self._pairs[side].sendall(self.alter(piece) if to_server else piece)
             except OSError:
                 self._close(side)
+
+    def _most_at_once(self, *, to_server: bool) -> int:
+        """How much to take now; of a slow server's, a hundredth of a second's after just that time."""
+        if not to_server or self.most_per_sec == math.inf:
+            return 1 << 20
+        time.sleep(0.01)
+        return max(1, int(self.most_per_sec * 0.01))
 
     def _close(self, side: socket.socket) -> None:
         other = self._pairs.pop(side, None)

@@ -15,6 +15,8 @@ from tests.support import Database
 MINUTES = "SLUICE_SOAK_MINUTES"  # `make soak` sets both
 SEED = "SLUICE_SOAK_SEED"
 
+pytestmark = pytest.mark.timeout(60 * float(os.environ.get(MINUTES) or 0) + 300)
+
 
 @fault(
     "all of these at random, three workers",
