@@ -129,6 +129,7 @@ class DatabaseWriterService:
         nothing but what is on its way already.
         """
         if self._flood.on and not self._reader.has_more:
+            self._reader.finish()  # what was settled behind the last read
             self._stop.pause(FLOOD_LOOK_SEC)
             if self._flood.over():
                 self._reader.recall()
