@@ -327,3 +327,18 @@ def test_a_time_is_refused_among_others_as_it_is_by_itself(strange: bytes) -> No
     ]
     entries = Entries([(b"mqtt_stream:a:t", rows)])
     assert alike(told(parse_batch(Parser(LIMITS), entries, NOW_US))) == alike(one_by_one(entries))
+
+
+@pytest.mark.parametrize("answers", [None, [RowFate.STORED] * 2])
+def test_an_entry_of_which_a_part_is_stored_is_told_from_one_that_is_bad_as_a_whole(
+    answers: list[RowFate] | None,
+) -> None:
+    fields = (
+        [b"topic", b"devices/d/telemetry", b"payload", payload] for payload in (b'{"a":1,"b":NaN}', b"x=")
+    )
+    rows: list[list[object]] = [[b"%d-0" % n, one] for n, one in enumerate(fields, 1)]
+    rows.append([b"3-0", [b"topic", b"devices/d/telemetry", b"payload", b'{"values": {"a": 2}}']])
+    batch = parse_batch(Parser(LIMITS), Entries([(b"mqtt_stream:shard:1", rows)]), NOW_US)
+    outcome = decide(batch, answers, retried=False)
+    assert [item.fate for item in outcome.settled] == [Fate.DEAD_LETTERED, Fate.DEAD_LETTERED, Fate.STORED]
+    assert outcome.partly == {0}
