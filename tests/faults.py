@@ -118,10 +118,11 @@ class Proxy:
 
     def _most_at_once(self, *, to_server: bool) -> int:
         """How much to take now; of a slow server's, a hundredth of a second's after just that time."""
-        if not to_server or self.most_per_sec == math.inf:
+        rate = self.most_per_sec  # once: it may change during the sleep
+        if not to_server or rate == math.inf:
             return 1 << 20
         time.sleep(0.01)
-        return max(1, int(self.most_per_sec * 0.01))
+        return max(1, int(rate * 0.01))
 
     def _close(self, side: socket.socket) -> None:
         other = self._pairs.pop(side, None)
