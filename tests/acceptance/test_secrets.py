@@ -48,6 +48,7 @@ def environment(postgres: str, redis: str, mqtt: str, options: str = "") -> dict
     """Every secret setting that can be set, for servers at these hosts and ports."""
     found = {
         "DATABASE_URL": f"postgresql://sluice:{secret('database')}@{postgres}/sluice{options}",
+        "DATABASE_DIRECT_URL": f"postgresql://sluice:{secret('direct')}@{postgres}/sluice{options}",
         "REDIS_URL": f"redis://worker:{secret('redis')}@{redis}/0",
         "MQTT_URL": f"mqtt://gateway:{secret('mqtt')}@{mqtt}",
         "MQTT_USERNAME": secret("user"),
