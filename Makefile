@@ -13,6 +13,9 @@ test: ## lint, types and all tests
 unit: ## the tests that need no server
 	./run-tests.sh tests/unit
 
+faults: ## every fault of docs/reliability.md at length, and the table; "make faults ARGS=--write" keeps it
+	$(python) -m tests.reliability $(ARGS)
+
 lint: ## ruff and mypy only
 	$(python) -m ruff check . && $(python) -m ruff format --check . && $(python) -m mypy
 
@@ -51,4 +54,4 @@ lock: ## pin packages anew (needs uv)
 shots: ## take the pictures of docs/images anew (needs chromium)
 	$(python) -m benchmarks.screenshots
 
-.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots soak fuzz
+.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots soak fuzz faults

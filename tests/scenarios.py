@@ -32,6 +32,7 @@ from tests.support import ROOT, Daemon, Database, books, daemons, everything_set
 
 NOTHING_LOST = "nothing lost, nothing twice"
 REPORT = "SLUICE_FAULTS_REPORT"  # names the file that gets a JSON line for each check
+LONG = "SLUICE_FAULTS_LONG"  # set: scenarios that have a long form take it
 NAIVE_PATIENCE_SEC = 10.0
 
 
@@ -49,6 +50,11 @@ _WITHOUT_KEY = """
 def fault(name: str, *, how: str, promise: str = NOTHING_LOST) -> pytest.MarkDecorator:
     """This test is a scenario: a row of the table. `how`: how the fault is injected."""
     return pytest.mark.fault(name=name, how=how, promise=promise)
+
+
+def is_long() -> bool:
+    """Whether scenarios are to be played at length (`make faults`)."""
+    return bool(os.environ.get(LONG))
 
 
 class NaiveFell(Exception):
@@ -235,30 +241,39 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     stages = pyfuncitem.stash.get(_STAGES, None)
     if stages is None:
         return (yield)
+    passed = False
     try:
         found = yield
         if any(stage.naive for stage in stages):
             pytest.fail("this scenario never asked for the account")
+        passed = True
         return found
     except NaiveFell:
+        passed = True
         return True
     except AssertionError:  # it waited for what only Sluice does: fallen all the same, or is it?
         naive = [stage for stage in stages if stage.naive]
         if not naive or not naive[0].has_fallen():
             raise
+        passed = True
         return True
     finally:
-        _tell(pyfuncitem, stages)
+        _tell(pyfuncitem, stages, passed)
 
 
-def _tell(item: pytest.Function, stages: Sequence[Stage]) -> None:
+def _tell(item: pytest.Function, stages: Sequence[Stage], passed: bool) -> None:
+    """A line for each check, or one for a scenario without. In one write: several processes may tell at
+    a time.
+    """
     path = os.environ.get(REPORT)
     marker = item.get_closest_marker("fault")
-    if path and marker and stages:
-        lines = [
-            {"test": item.nodeid.partition("[")[0], **marker.kwargs, **found}
-            for stage in stages
-            for found in stage.report
-        ]
-        with Path(path).open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+    if not path or not marker:
+        return
+    naive = any(stage.naive for stage in stages)
+    test = item.nodeid.partition("[")[0]
+    lines = [
+        {"test": test, **marker.kwargs, "naive": naive, "passed": passed, **found}
+        for found in [one for stage in stages for one in stage.report] or [{}]
+    ]
+    with Path(path).open("ab", buffering=0) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
