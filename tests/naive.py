@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from datetime import UTC, datetime
 from types import FrameType
@@ -103,10 +102,14 @@ def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
     os._exit(0)
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _leave)
     worker = NaiveWorker(
         os.environ["REDIS_URL"], os.environ["DATABASE_URL"], os.environ.get("CONSUMER_NAME", "naive")
     )
     print("worker_started", flush=True)
-    sys.exit(worker.run())
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -102,15 +102,24 @@ class Stage:
             yield made
 
     def accounted(
-        self, produced: int, *, dead: Collection[int] = (), ledger: bool = True, seconds: float = 90.0
+        self,
+        produced: int,
+        *,
+        dead: Collection[int] = (),
+        repeats: Collection[int] = (),
+        ledger: bool = True,
+        seconds: float = 90.0,
+        faults: int = 1,
     ) -> None:
         """The check that ends every scenario: of the readings numbered from 0 that were produced, each is
-        in the table once with its value, but those of `dead`, which are dead letters; nothing is pending.
+        in the table once with its value, but those of `dead`, which are dead letters, and of `repeats`,
+        which said the same as others; nothing is pending.
 
-        `ledger=False`: Redis has lost its books (an old snapshot, FLUSHALL).
+        `ledger=False`: Redis has lost its books (an old snapshot, FLUSHALL). `faults`: how many points of
+        a crash, say, were tried one after the other.
         """
         began = time.monotonic()
-        wanted = set(range(produced)) - set(dead) - self.lost_elsewhere
+        wanted = set(range(produced)) - set(dead) - set(repeats) - self.lost_elsewhere
         if self.naive:
             self._expect_fall(wanted)
         if ledger:
@@ -119,7 +128,7 @@ class Stage:
             )
         else:
             wait_until(lambda: self._nothing_left(), seconds, f"the end of {produced} entries")
-        lost, doubled, strange = self._compare(wanted)
+        lost, doubled, strange = self.compare(wanted)
         letters = redis_client.execute(self.client, "XLEN", "mqtt_stream:failed")
         self.report.append(
             {
@@ -127,6 +136,7 @@ class Stage:
                 "lost": lost,
                 "doubled": doubled,
                 "dead_lettered": letters,
+                "faults": faults,
                 "recovery_sec": round(time.monotonic() - began, 1),
             }
         )
@@ -136,6 +146,7 @@ class Stage:
             total = books(self.client)
             found = (total.stored + total.duplicate, total.dead_lettered, total.pending)
             assert found == (produced - len(dead), len(dead), 0), total
+            assert total.duplicate >= len(repeats), total
 
     def has_fallen(self) -> bool:
         """Whether the naive worker has lost or doubled something of what the last source produced."""
@@ -152,7 +163,7 @@ class Stage:
                 worker.kill()
         self.client.close()
 
-    def _compare(self, wanted: set[int]) -> tuple[int, int, int]:
+    def compare(self, wanted: set[int]) -> tuple[int, int, int]:
         """Readings that are missing, that are there more than once, and that nobody produced."""
         stored = Counter(int(value) for (value,) in self.database.rows("select value from sensor_readings"))
         doubled = sum(count - 1 for count in stored.values())
@@ -168,11 +179,11 @@ class Stage:
         """
         deadline = time.monotonic() + self.naive_patience_sec
         while time.monotonic() < deadline:
-            lost, doubled, _ = self._compare(wanted)
+            lost, doubled, _ = self.compare(wanted)
             if doubled:
                 break
             time.sleep(0.2)
-        lost, doubled, _ = self._compare(wanted)
+        lost, doubled, _ = self.compare(wanted)
         self.report.append({"naive_lost": lost, "naive_doubled": doubled})
         if lost or doubled:
             raise NaiveFell

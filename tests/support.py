@@ -119,11 +119,10 @@ class Daemon:
 
     def __init__(self, environment: dict[str, str], log: Path, *command: str) -> None:
         self.log = log
-        clean = {name: value for name, value in os.environ.items() if name not in _OURS}
         with log.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "main.py"), *command],
-                env={**clean, **environment},
+                env={**clean_environment(), **environment},
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -160,7 +159,24 @@ class Daemon:
         self.process.send_signal(signal.SIGCONT)
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what configures Sluice."""
+    return {name: value for name, value in os.environ.items() if name not in _OURS}
+
+
 _OURS = {name.upper() for name in Settings.model_fields} | {"TEST_DATABASE_URL"}
+
+
+def worker_environment(database: Database, redis_url: str, **settings: object) -> dict[str, str]:
+    """The environment of a worker that reacts quickly enough for a test."""
+    return {
+        **database.environment(),
+        "REDIS_URL": redis_url,
+        "BATCH_TIMEOUT_SEC": "0.2",
+        "DISCOVERY_INTERVAL_SEC": "0.2",
+        "STREAM_RETENTION_SEC": "0",
+        **{name.upper(): str(value) for name, value in settings.items()},
+    }
 
 
 @contextlib.contextmanager
@@ -169,14 +185,7 @@ def daemons(log_folder: Path) -> Iterator[Callable[..., Daemon]]:
     started: list[Daemon] = []
 
     def start(database: Database, redis_url: str, **settings: object) -> Daemon:
-        environment = {
-            **database.environment(),
-            "REDIS_URL": redis_url,
-            "BATCH_TIMEOUT_SEC": "0.2",
-            "DISCOVERY_INTERVAL_SEC": "0.2",
-            "STREAM_RETENTION_SEC": "0",
-            **{name.upper(): str(value) for name, value in settings.items()},
-        }
+        environment = worker_environment(database, redis_url, **settings)
         daemon = Daemon(environment, log_folder / f"daemon-{len(started)}.log")
         started.append(daemon)
         return daemon

@@ -1,0 +1,153 @@
+"""Workers by fork from a process that has everything imported: a start costs a tenth of a second.
+
+They run `main.main([])`, as `python main.py` does, each with an environment and a log of its own. Nothing
+of what they share has been used before the fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support import ROOT, Daemon, clean_environment
+
+
+class Forge:
+    """Starts workers. `close` kills those that still run."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forge"],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, environment: dict[str, str], log: Path, *, naive: bool = False) -> Forged:
+        log.touch()
+        return Forged(self, self.ask({"environment": environment, "log": str(log), "naive": naive}), log)
+
+    def ask(self, question: dict[str, Any]) -> int:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate(timeout=30)
+
+
+class Child:
+    """As much of `subprocess.Popen` as `Daemon` needs, for a child of the forge."""
+
+    def __init__(self, forge: Forge, pid: int) -> None:
+        self._forge = forge
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        return self.wait() if self._ended(0) else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._status is None:
+            if not self._ended(timeout):
+                raise subprocess.TimeoutExpired("a forged worker", timeout or 0)
+            self._status = self._forge.ask({"reap": self.pid})
+            os.close(self._pidfd)
+        return self._status
+
+    def _ended(self, timeout: float | None) -> bool:
+        return self._status is not None or bool(select.select([self._pidfd], [], [], timeout)[0])
+
+    def send_signal(self, number: int) -> None:
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def die_now(self) -> None:
+        """Killed, and dead when this returns: from any thread. Reaped later."""
+        self.kill()
+        self._ended(30)
+
+
+class Forged(Daemon):
+    """A worker that came from a forge."""
+
+    def __init__(self, forge: Forge, pid: int, log: Path) -> None:
+        self.log = log
+        self.child = Child(forge, pid)
+        self.process = self.child  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def forging() -> Iterator[Forge]:
+    forge = Forge()
+    try:
+        yield forge
+    finally:
+        forge.close()
+
+
+def _serve() -> None:
+    import main
+    from tests import naive
+
+    children: set[int] = set()
+    try:
+        for line in sys.stdin:
+            question = json.loads(line)
+            if "reap" in question:
+                _, status = os.waitpid(question["reap"], 0)
+                children.discard(question["reap"])
+                print(os.waitstatus_to_exitcode(status), flush=True)
+                continue
+            pid = os.fork()
+            if pid == 0:
+                _become(question["environment"], Path(question["log"]))
+                code = 70  # as of a process that an exception ends; its traceback is in the log
+                try:
+                    code = naive.main() if question["naive"] else main.main([])
+                finally:
+                    if sys.exc_info()[0]:
+                        traceback.print_exc()
+                    sys.stdout.flush()
+                    os._exit(code)
+            children.add(pid)
+            print(pid, flush=True)
+    finally:
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGKILL)
+
+
+def _become(environment: dict[str, str], log: Path) -> None:
+    os.environ.update(environment)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for source, target in ((nothing, 0), (out, 1), (out, 2)):
+        os.dup2(source, target)
+    os.chdir(log.parent)
+
+
+if __name__ == "__main__":
+    _serve()
