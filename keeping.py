@@ -48,7 +48,7 @@ class Keeping:
         if not raw.days:
             connection.commit()
             return None, False
-        wanted = _midnight(today - timedelta(days=raw.days))
+        wanted = _midnight(_by_both(connection, today) - timedelta(days=raw.days))
         may = min(wanted, self._summed_up(connection, raw.complete_from, wanted))
         oldest = max(may, raw.complete_from)
         connection.execute(statements.COMPLETE_FROM, {"level": "raw", "at": oldest})
@@ -58,6 +58,7 @@ class Keeping:
     def drop_rollups(self, begin: Begin, today: date) -> int:
         """Drop what is too old of the rollups; how many partitions. Commits. Raises psycopg errors."""
         connection = begin()
+        today = _by_both(connection, today)
         kept = self._kept(connection)
         raw = kept["raw"]
         ends = {}
@@ -104,6 +105,14 @@ class Keeping:
             return EPOCH
         found: datetime = rolled if not dirty or dirty[0] is None else min(rolled, dirty[0])
         return EPOCH + (found - EPOCH) // _DAY * _DAY
+
+
+def _by_both(connection: BoundedConnection, today: date) -> date:
+    """The day by the clock that is behind, this worker's or the database's: one that is a year ahead would
+    have everything dropped.
+    """
+    row = connection.execute(statements.TODAY).fetchone()
+    return min(today, row[0]) if row else today
 
 
 def _midnight(day: date) -> datetime:

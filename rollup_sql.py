@@ -164,6 +164,7 @@ ROLLED_BEFORE = "select rolled_before from rollup_state where keeper = 'workers'
 RAW_COMPLETE_FROM = "select complete_from from retention where level = 'raw'"
 
 # Retention. What is older than `complete_from` may be incomplete: it was dropped, or is about to be.
+TODAY = "select (now() at time zone 'utc')::date"
 RETENTION = "select level, days, complete_from from retention"
 OLDEST_DIRTY = "select min(hour) from rollup_dirty where hour >= coalesce(%(after)s, '-infinity')"
 COMPLETE_FROM = """

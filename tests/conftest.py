@@ -30,6 +30,7 @@ from ops import migrate
 from standalone.servers import Postgres, Valkey
 from tests.broker import KINDS, Broker, Mosquitto, Recorder, missing, needed, recording, running
 from tests.faults import Proxy, proxy_to
+from tests.forge import Forge, forging
 from tests.scenarios import pytest_generate_tests, pytest_pyfunc_call, stage_of  # noqa: F401  used by pytest
 from tests.support import Daemon, Database, daemons, wait_until
 
@@ -250,6 +251,13 @@ def empty_database(admin_url: str) -> Iterator[str]:
     name = f"sluice_empty_{os.getpid()}_{next(_number)}"
     yield create_database(admin_url, name)
     drop_database(admin_url, name)
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    """Starts workers in a tenth of a second: for scenarios that need many."""
+    with forging() as found:
+        yield found
 
 
 @pytest.fixture

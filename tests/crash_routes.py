@@ -59,6 +59,7 @@ def _shutdown(theatre: Theatre, ready: Ready) -> None:
 SETTLED = (("SETTLE", When.BEFORE), ("SETTLE", When.DONE))
 BATCH = Route(
     act=_batch,
+    whole=True,
     named=(
         (NEW, When.DONE),  # after the read
         (ROWS, When.BEFORE),
@@ -81,8 +82,8 @@ BATCH = Route(
 BACKLOG = Route(
     act=_backlog,
     settings={"batch_size": 20},
+    number=2,  # of the first batch nothing was read ahead
     named=((NEW, When.BEFORE), (NEW, When.DONE), (COMMIT, When.DONE), *SETTLED),
-    most=3,
 )
 CLAIM = Route(
     act=_stale,
@@ -92,11 +93,12 @@ CLAIM = Route(
         ("CLAIM", When.DONE),  # in mid-claim: claimed, and the worker does not know
         ("XPENDING", When.DONE),
         (STAGED_COMMIT, When.DONE),
-        *SETTLED,
+        ("SETTLE", When.DONE),
     ),
 )
 OWN = Route(
     act=_left_over(12),
+    start=True,
     named=(
         ("LEASE", When.DONE),
         (OWN_PENDING, When.DONE),

@@ -7,14 +7,17 @@ of what they share has been used before the fork.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,8 @@ def _serve() -> None:
     import main
     from tests import naive
 
+    gc.collect()
+    gc.freeze()  # or every worker would look through all of it at its start
     children: set[int] = set()
     try:
         for line in sys.stdin:
@@ -123,6 +128,8 @@ def _serve() -> None:
             pid = os.fork()
             if pid == 0:
                 _become(question["environment"], Path(question["log"]))
+                if offset := question["environment"].get("TESTS_CLOCK_OFFSET"):
+                    vars(main).update(time=_Time(Path(offset)), datetime=_Datetime(Path(offset)))
                 code = 70  # as of a process that an exception ends; its traceback is in the log
                 try:
                     code = naive.main() if question["naive"] else main.main([])
@@ -138,6 +145,28 @@ def _serve() -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
                 os.kill(pid, signal.SIGKILL)
+
+
+class _Time:
+    """`time` for `main`, off by the seconds that a file says."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self, offset: Path) -> None:
+        self._offset = offset
+
+    def time_ns(self) -> int:
+        return time.time_ns() + int(self._offset.read_text() or 0) * 10**9
+
+
+class _Datetime:
+    """`datetime` for `main`, likewise."""
+
+    def __init__(self, offset: Path) -> None:
+        self._offset = offset
+
+    def now(self, zone: tzinfo) -> datetime:
+        return datetime.now(zone) + timedelta(seconds=int(self._offset.read_text() or 0))
 
 
 def _become(environment: dict[str, str], log: Path) -> None:

@@ -25,15 +25,28 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import redis
 
 import redis_client
-from tests.source import Source
-from tests.support import ROOT, Daemon, Database, books, daemons, everything_settled, wait_until
+from tests.forge import Forge
+from tests.source import BEGIN, Source
+from tests.support import (
+    ROOT,
+    Daemon,
+    Database,
+    add,
+    books,
+    daemons,
+    everything_settled,
+    wait_until,
+    worker_environment,
+)
 
 NOTHING_LOST = "nothing lost, nothing twice"
 REPORT = "SLUICE_FAULTS_REPORT"  # names the file that gets a JSON line for each check
 LONG = "SLUICE_FAULTS_LONG"  # set: scenarios that have a long form take it
 NAIVE_PATIENCE_SEC = 10.0
+NAIVE_STILL_SEC = 4.0
 
 
 _WITHOUT_KEY = """
@@ -65,7 +78,14 @@ class Stage:
     """Where a scenario is played. `naive`: to the naive worker."""
 
     def __init__(
-        self, start: Callable[..., Daemon], database: Database, redis_url: str, *, naive: bool, folder: Path
+        self,
+        start: Callable[..., Daemon],
+        database: Database,
+        redis_url: str,
+        *,
+        naive: bool,
+        folder: Path,
+        forge: Forge | None = None,
     ) -> None:
         self.database = database
         self.redis_url = redis_url
@@ -74,8 +94,11 @@ class Stage:
         self.client = redis_client.connect(redis_url, timeout_sec=30)
         self._start = start
         self._folder = folder
+        self._forge = forge
+        self._started = 0
         self._sources: list[Source] = []
         self._naive: list[NaiveDaemon] = []
+        self._forged: list[Daemon] = []
         self.report: list[dict[str, object]] = []
         self.lost_elsewhere: set[int] = set()  # Redis has lost them: they may be stored or not, but once
         if naive:
@@ -89,10 +112,26 @@ class Stage:
         `redis_url`, `database`: by another way than the stage's own, say a proxy.
         """
         url, database = redis_url or self.redis_url, database or self.database
+        if self._forge:
+            self._started += 1
+            environment = worker_environment(database, url, consumer_name=name, **settings)
+            log = self._folder / f"forged-{self._started}.log"
+            self._forged.append(self._forge.start(environment, log, naive=self.naive))
+            return self._forged[-1]
         if not self.naive:
             return self._start(database, url, consumer_name=name, **settings)
         self._naive.append(NaiveDaemon(database, url, name, self._folder))
         return self._naive[-1]
+
+    def wait_for(self, worker: Daemon, event: str, seconds: float = 30.0) -> None:
+        """Wait for an event in Sluice's log; the naive worker says nothing of the kind."""
+        if not self.naive:
+            worker.wait_for(event, seconds)
+
+    def add(self, stream: str, entries: int) -> None:
+        """Add readings numbered from 0, as a source does, all at once."""
+        fields = [{"value": str(n), "timestamp": str(BEGIN + n)} for n in range(entries)]
+        add(self.client, stream, fields)
 
     @contextlib.contextmanager
     def source(self, **options: object) -> Iterator[Source]:
@@ -157,7 +196,7 @@ class Stage:
         return True
 
     def close(self) -> None:
-        for worker in self._naive:
+        for worker in [*self._naive, *self._forged]:
             if worker.process.poll() is None:
                 worker.thaw()
                 worker.kill()
@@ -173,14 +212,24 @@ class Stage:
         total = books(self.client)
         return total.pending == 0 and total.unread == 0
 
+    def _nothing_unread(self) -> bool:
+        try:
+            return books(self.client).unread == 0
+        except redis.RedisError:
+            return False
+
     def _expect_fall(self, wanted: set[int]) -> None:
-        """Raises `NaiveFell`, or fails. What is not there after `naive_patience_sec` is lost; what is there
-        may come again until then.
+        """Raises `NaiveFell`, or fails. What is not there after `naive_patience_sec`, or sooner when the
+        table stays as it is and there is nothing to read, is lost; what is there may come again until then.
         """
-        deadline = time.monotonic() + self.naive_patience_sec
-        while time.monotonic() < deadline:
-            lost, doubled, _ = self.compare(wanted)
-            if doubled:
+        began = changed = time.monotonic()
+        before: object = None
+        while time.monotonic() - began < self.naive_patience_sec:
+            lost, doubled, _ = found = self.compare(wanted)
+            if found != before:
+                before, changed = found, time.monotonic()
+            still = time.monotonic() - changed > NAIVE_STILL_SEC
+            if doubled or (still and self._nothing_unread()):
                 break
             time.sleep(0.2)
         lost, doubled, _ = self.compare(wanted)
@@ -216,13 +265,13 @@ StageOf = Callable[..., Stage]
 
 @pytest.fixture
 def stage_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Database, str], Stage]]:
-    """Makes the stage of a scenario, once its servers are there."""
+    """Makes the stage of a scenario, once its servers are there. `forge`: where its workers come from."""
     made: list[Stage] = []
     with daemons(tmp_path) as start:
 
-        def make(database: Database, redis_url: str) -> Stage:
+        def make(database: Database, redis_url: str, forge: Forge | None = None) -> Stage:
             naive = request.param == "naive"
-            made.append(Stage(start, database, redis_url, naive=naive, folder=tmp_path))
+            made.append(Stage(start, database, redis_url, naive=naive, folder=tmp_path, forge=forge))
             return made[-1]
 
         request.node.stash[_STAGES] = made

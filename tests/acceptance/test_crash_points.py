@@ -14,15 +14,9 @@ import pytest
 from standalone.servers import Valkey
 from tests.crash_routes import BACKLOG, BATCH, CLAIM, OWN, SHUTDOWN, SUSPECTS, UPKEEP
 from tests.crashing import Theatre, play
-from tests.forge import Forge, forging
+from tests.forge import Forge
 from tests.scenarios import StageOf, fault
 from tests.support import Database
-
-
-@pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    with forging() as found:
-        yield found
 
 
 @pytest.fixture

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import random
 import threading
-from collections.abc import Callable
+import time
+from pathlib import Path
 
 import psycopg
-import redis
 
 import redis_client
 from standalone.servers import Postgres, Valkey
-from tests.scenarios import StageOf, fault
-from tests.source import Source
-from tests.support import Daemon, Database, add, books, everything_settled, wait_until
+from tests.forge import Forge
+from tests.scenarios import Stage, StageOf, fault, is_long
+from tests.support import Daemon, Database, books, wait_until
 
-
-def numbered(entries: int) -> list[dict[str, str]]:
-    return [{"value": str(n), "timestamp": str(1_767_225_600 + n)} for n in range(entries)]
-
-
-def exactly_once(database: Database, client: redis.Redis, produced: int) -> None:
-    """The check that ends every scenario."""
-    wait_until(lambda: everything_settled(client, produced), 90, f"the end of {produced} entries")
-    assert database.rows("select value::int from sensor_readings order by 1") == [
-        (n,) for n in range(produced)
-    ]
-    total = books(client)
-    assert (total.stored, total.duplicate, total.dead_lettered) == (produced, 0, 0)
-    assert redis_client.execute(client, "XLEN", "mqtt_stream:failed") == 0
+STREAM = "mqtt_stream:dev-0:t"
 
 
 @fault("worker killed under load", how="SIGKILL, six times; then another worker claims what is left")
@@ -46,144 +35,240 @@ def test_a_worker_killed_in_mid_load_again_and_again_loses_and_doubles_nothing(
     stage.accounted(source.acknowledged)
 
 
+@fault("worker gone for good", how="entries that a consumer has read who never comes back")
 def test_entries_of_a_worker_killed_for_good_are_claimed_by_another(
-    database: Database, client: redis.Redis, redis_url: str, daemon: Callable[..., Daemon]
+    stage_of: StageOf, database: Database, redis_url: str
 ) -> None:
-    add(
-        client,
-        "mqtt_stream:dev-0:t",
-        [{"value": str(n), "timestamp": str(1_767_225_600 + n)} for n in range(50)],
-    )
-    group = ("db_writer", "dead")
-    client.xgroup_create("mqtt_stream:dev-0:t", group[0], id="0", entries_read=0)
+    stage = stage_of(database, redis_url)
+    stage.add(STREAM, 50)
+    stage.client.xgroup_create(STREAM, "db_writer", id="0", entries_read=0)
     redis_client.execute(
-        client, "XREADGROUP", "GROUP", *group, "COUNT", 50, "STREAMS", "mqtt_stream:dev-0:t", ">"
+        stage.client, "XREADGROUP", "GROUP", "db_writer", "dead", "COUNT", 50, "STREAMS", STREAM, ">"
     )
-    daemon(database, redis_url, consumer_name="alive", claim_min_idle_sec=0.5)
-    exactly_once(database, client, 50)
+    stage.worker("alive", claim_min_idle_sec=0.5)
+    stage.accounted(50)
 
 
+@fault("worker frozen", how="SIGSTOP with a batch in hand; another claims and commits it; SIGCONT")
 def test_a_frozen_worker_that_wakes_after_its_entries_were_claimed_does_no_harm(
-    database: Database, client: redis.Redis, redis_url: str, daemon: Callable[..., Daemon]
+    stage_of: StageOf, database: Database, redis_url: str
 ) -> None:
-    frozen = daemon(database, redis_url, consumer_name="frozen", claim_min_idle_sec=0.5)
-    frozen.wait_for("worker_started")
-    with psycopg.connect(database.url) as blocker:
-        blocker.execute("lock table sensor_readings in access exclusive mode")
-        add(client, "mqtt_stream:dev-0:t", numbered(2000))
-        wait_until(lambda: books(client).pending > 0, 30, "a batch in hand")
-        frozen.freeze()
-    daemon(database, redis_url, consumer_name="other", claim_min_idle_sec=0.5)
-    exactly_once(database, client, 2000)
+    stage = stage_of(database, redis_url)
+    frozen = _frozen_with_a_batch(stage, "frozen", 2000)
+    other = stage.worker("other", claim_min_idle_sec=0.5)
+    stage.accounted(2000)
     frozen.thaw()
-    assert frozen.terminate() == 0
-    exactly_once(database, client, 2000)
+    assert [frozen.terminate(), other.terminate()] == [0, 0]
+    stage.accounted(2000)
 
 
-def test_postgresql_stopped_for_twenty_seconds_costs_nothing(
-    own_postgres: Postgres,
-    own_database: Database,
-    client: redis.Redis,
-    redis_url: str,
-    daemon: Callable[..., Daemon],
+@fault("two workers of one name", how="the first is frozen with a batch in hand, wakes after the other")
+def test_of_two_workers_of_one_name_the_second_waits_and_the_first_does_no_harm_when_it_wakes(
+    stage_of: StageOf, database: Database, redis_url: str
 ) -> None:
-    workers = [daemon(own_database, redis_url, consumer_name=name) for name in ("one", "two")]
-    with Source(redis_url) as source:
-        wait_until(lambda: books(client).settled > 500, 30)
+    stage = stage_of(database, redis_url)
+    first = _frozen_with_a_batch(stage, "one", 2000)
+    second = stage.worker("one")
+    stage.wait_for(second, "consumer_name_in_use")
+    assert stage.naive or database.count() == 0, "it waits"
+    if not is_long():  # else the 15 s of the lease run out by themselves
+        redis_client.execute(stage.client, "DEL", "sluice:db_writer:worker:one")
+    stage.wait_for(second, "consumer_name_taken_over")
+    stage.accounted(2000)
+    first.thaw()
+    stage.wait_for(first, "consumer_name_in_use")
+    assert [second.terminate(), first.terminate()] == [0, 0]
+    stage.accounted(2000)
+
+
+def _frozen_with_a_batch(stage: Stage, name: str, entries: int) -> Daemon:
+    """A worker that has read a batch, and was stopped while it wrote it."""
+    worker = stage.worker(name, claim_min_idle_sec=0.5)
+    worker.wait_for("worker_started")
+    with psycopg.connect(stage.database.url) as blocker:
+        blocker.execute("lock table sensor_readings in access exclusive mode")
+        stage.add(STREAM, entries)
+        wait_until(lambda: books(stage.client).pending > 0, 30, "a batch in hand")
+        worker.freeze()
+    return worker
+
+
+@fault("workers killed at random", how="ten of them started, killed, stopped, frozen, by a printed seed")
+def test_ten_workers_started_and_killed_at_random_lose_and_double_nothing(
+    stage_of: StageOf, database: Database, redis_url: str, forge: Forge
+) -> None:
+    stage = stage_of(database, redis_url, forge)
+    seed = int(os.environ.get("SLUICE_SEED") or random.randrange(10**6))
+    print(f"SLUICE_SEED={seed}")
+    chance = random.Random(seed)
+    workers: dict[str, Daemon] = {}
+
+    def start(name: str) -> Daemon:
+        return stage.worker(name, claim_min_idle_sec=1, worker_timeout_sec=1)
+
+    deaths = 0
+    with stage.source(pause_sec=0.05) as source:
+        until = time.monotonic() + (120 if is_long() else 5)
+        while time.monotonic() < until:
+            name = f"worker-{chance.randrange(10)}"
+            worker = workers.pop(name, None)
+            fate = chance.random()
+            if worker is None:
+                workers[name] = start(name)
+            elif fate < 0.2:
+                worker.process.terminate()  # and another of its name may start meanwhile
+            elif fate < 0.4:
+                worker.freeze()
+                wait_until(lambda: source.acknowledged > 0)
+                worker.thaw()
+                workers[name] = worker
+            else:
+                worker.kill()
+                deaths += 1
+            threading.Event().wait(chance.uniform(0.02, 0.3))
+        for worker in workers.values():
+            worker.kill()
+    start("last")
+    stage.accounted(source.acknowledged, seconds=180, faults=deaths + len(workers))
+
+
+@fault(
+    "clock of a worker set back and forth",
+    how="its time of day moved by up to a month while it works (injected)",
+    promise="goes on, dead-letters nothing, drops nothing",
+)
+def test_a_clock_that_is_set_back_and_forth_costs_nothing(
+    stage_of: StageOf, database: Database, redis_url: str, forge: Forge, tmp_path: Path
+) -> None:
+    stage = stage_of(database, redis_url, forge)
+    offset = tmp_path / "offset"
+    offset.write_text("0")
+    worker = stage.worker("one", tests_clock_offset=offset, stream_retention_sec=3600)
+    with stage.source(pause_sec=0.05) as source:
+        for days in (1, -2, 30, -30, 0):
+            before = source.acknowledged
+            offset.write_text(str(days * 86_400))
+            wait_until(lambda: books(stage.client).settled > before, 30, "work goes on")  # noqa: B023
+    stage.accounted(source.acknowledged)
+    assert worker.terminate() == 0
+
+
+@fault(
+    "PostgreSQL stopped for twenty seconds",
+    how="stopped and started under load",
+    promise="goes on by itself, one outage in the log",
+)
+def test_postgresql_stopped_for_twenty_seconds_costs_nothing(
+    stage_of: StageOf, own_postgres: Postgres, own_database: Database, redis_url: str
+) -> None:
+    stage = stage_of(own_database, redis_url)
+    workers = [stage.worker(name) for name in ("one", "two")]
+    with stage.source() as source:
+        wait_until(lambda: books(stage.client).settled > 500, 30)
         own_postgres.stop()
         at_stop = source.acknowledged
         threading.Event().wait(20)
         assert source.acknowledged > at_stop, "producers go on"
         own_postgres.start()
-        wait_until(lambda: books(client).settled > at_stop, 60, "work goes on by itself")
-    exactly_once(own_database, client, source.acknowledged)
+        wait_until(lambda: books(stage.client).settled > at_stop, 60, "work goes on by itself")
+    stage.accounted(source.acknowledged)
     for worker in workers:
         assert worker.text().count("outage_began") == 1
         assert worker.text().count("outage_ended") == 1
         assert worker.terminate() == 0
 
 
+@fault(
+    "Valkey killed",
+    how="SIGKILL under load, three times, restarted from its append-only file (always)",
+    promise="goes on by itself",
+)
 def test_valkey_killed_and_restarted_from_its_append_only_file_costs_nothing(
-    own_valkey: Valkey, database: Database, daemon: Callable[..., Daemon]
+    stage_of: StageOf, own_valkey: Valkey, database: Database
 ) -> None:
-    client = redis_client.connect(own_valkey.url, timeout_sec=10)
-    workers = [daemon(database, own_valkey.url, consumer_name=name) for name in ("one", "two")]
-    with Source(own_valkey.url) as source:
+    stage = stage_of(database, own_valkey.url)
+    workers = [stage.worker(name) for name in ("one", "two")]
+    with stage.source() as source:
         for _ in range(3):
             before = source.acknowledged
             wait_until(lambda: source.acknowledged > before + 500, 30)  # noqa: B023
             own_valkey.kill()
             own_valkey.start()
-    exactly_once(database, client, source.acknowledged)
+    stage.accounted(source.acknowledged)
     assert [worker.terminate() for worker in workers] == [0, 0]
-    client.close()
 
 
+@fault("both servers killed at once", how="SIGKILL under load, both restarted", promise="goes on by itself")
 def test_both_servers_killed_at_once_cost_nothing(
-    own_valkey: Valkey, own_postgres: Postgres, own_database: Database, daemon: Callable[..., Daemon]
+    stage_of: StageOf, own_valkey: Valkey, own_postgres: Postgres, own_database: Database
 ) -> None:
-    client = redis_client.connect(own_valkey.url, timeout_sec=10)
-    worker = daemon(own_database, own_valkey.url, consumer_name="one")
-    with Source(own_valkey.url) as source:
+    stage = stage_of(own_database, own_valkey.url)
+    worker = stage.worker("one")
+    with stage.source() as source:
         wait_until(lambda: source.acknowledged > 1000, 30)
         own_postgres.kill()
         own_valkey.kill()
         own_valkey.start()
         own_postgres.start()
-        wait_until(lambda: books(client).settled > 1500, 60)
-    exactly_once(own_database, client, source.acknowledged)
+        wait_until(lambda: books(stage.client).settled > 1500, 60)
+    stage.accounted(source.acknowledged)
     assert worker.terminate() == 0
-    client.close()
 
 
+@fault("worker stopped under load", how="SIGTERM, then another worker")
 def test_sigterm_under_load_ends_with_status_0_and_nothing_pending_for_that_consumer(
-    database: Database, client: redis.Redis, redis_url: str, daemon: Callable[..., Daemon]
+    stage_of: StageOf, database: Database, redis_url: str
 ) -> None:
-    with Source(redis_url) as source:
-        worker = daemon(database, redis_url, consumer_name="one", shutdown_timeout_sec=10)
-        wait_until(lambda: books(client).settled > 500, 30)
+    stage = stage_of(database, redis_url)
+    with stage.source() as source:
+        worker = stage.worker("one", shutdown_timeout_sec=10)
+        wait_until(lambda: database.count() > 500, 30)
         assert worker.terminate(seconds=10) == 0
-        assert books(client).pending == 0
-        settled = books(client).settled
-    assert settled < source.acknowledged, "it was under load"
-    assert database.count() == settled
+        if not stage.naive:
+            assert books(stage.client).pending == 0
+            settled = books(stage.client).settled
+            assert database.count() == settled
+    if not stage.naive:
+        assert settled < source.acknowledged, "it was under load"
+    stage.worker("two")
+    stage.accounted(source.acknowledged)
 
 
+@fault("a second signal", how="SIGTERM twice while PostgreSQL is away", promise="ends at once, not with 0")
 def test_a_second_signal_ends_at_once_with_another_status_and_loses_nothing(
-    own_postgres: Postgres,
-    own_database: Database,
-    client: redis.Redis,
-    redis_url: str,
-    daemon: Callable[..., Daemon],
+    stage_of: StageOf, own_postgres: Postgres, own_database: Database, redis_url: str
 ) -> None:
-    worker = daemon(own_database, redis_url, consumer_name="one")
+    stage = stage_of(own_database, redis_url)
+    worker = stage.worker("one")
     worker.wait_for("worker_started")
     own_postgres.stop()
-    add(client, "mqtt_stream:dev-0:t", [{"value": "0", "timestamp": "1767225600"}])
+    stage.add(STREAM, 1)
     worker.wait_for("outage_began")
     worker.process.terminate()
     worker.wait_for("stop_waits_for_server")
     assert worker.terminate(seconds=5) == 1
     own_postgres.start()
-    daemon(own_database, redis_url, consumer_name="one")
-    exactly_once(own_database, client, 1)
+    stage.worker("one")
+    stage.accounted(1)
 
 
+@fault(
+    "worker stopped in an outage",
+    how="SIGTERM while PostgreSQL is away",
+    promise="ends in time with 0, the batch stays pending",
+)
 def test_sigterm_in_an_outage_leaves_the_batch_pending_and_ends_in_time(
-    own_postgres: Postgres,
-    own_database: Database,
-    client: redis.Redis,
-    redis_url: str,
-    daemon: Callable[..., Daemon],
+    stage_of: StageOf, own_postgres: Postgres, own_database: Database, redis_url: str
 ) -> None:
+    stage = stage_of(own_database, redis_url)
     # it gives up when a quarter of the time is left: enough for closing on a busy machine too
-    worker = daemon(own_database, redis_url, consumer_name="one", shutdown_timeout_sec=8)
+    worker = stage.worker("one", shutdown_timeout_sec=8)
     worker.wait_for("worker_started")
     own_postgres.stop()
-    add(client, "mqtt_stream:dev-0:t", [{"value": "0", "timestamp": "1767225600"}])
+    stage.add(STREAM, 1)
     worker.wait_for("outage_began")
     assert worker.terminate(seconds=8) == 0
-    assert books(client).pending == 1
+    assert books(stage.client).pending == 1
     own_postgres.start()
-    daemon(own_database, redis_url, consumer_name="one")
-    exactly_once(own_database, client, 1)
+    stage.worker("one")
+    stage.accounted(1)

@@ -252,6 +252,16 @@ def test_retention_drops_what_is_older_and_nothing_else(plain_database: Database
     assert sum(log["partitions"] for log in logs if log["event"] == "partitions_dropped") == 3
 
 
+def test_a_worker_whose_clock_is_years_ahead_drops_nothing_that_is_young(plain_database: Database) -> None:
+    with rig(plain_database, retention_days=10, partitions_ahead_days=0) as one:
+        one.writer.write(batch_of([r for day in (DAY - 20, DAY - 5, DAY) for r in on_day(day)]))
+        one.now += timedelta(days=4000)
+        with capture_logs() as logs:
+            upkeep_until(one, lambda: "partitions_dropped" in [log["event"] for log in logs])
+    assert {name(DAY - 5), name(DAY)} <= set(attached(plain_database))
+    assert plain_database.count() == 20
+
+
 def test_a_monthly_partition_is_dropped_only_when_its_last_day_is_too_old(
     one: Rig, plain_database: Database
 ) -> None:
