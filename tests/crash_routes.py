@@ -125,7 +125,7 @@ SHUTDOWN = Route(
 )
 UPKEEP = Route(
     act=_batch,
-    named=(("BEAT", When.DONE), ("commit: insert into duties name holder", When.DONE)),
+    named=(("BEAT", When.DONE), ("commit: with page as select device_id", When.DONE)),
     upkeep=True,
 )
 ROUTES = (BATCH, BACKLOG, CLAIM, OWN, SUSPECTS, SHUTDOWN, UPKEEP)

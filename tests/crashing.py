@@ -243,8 +243,8 @@ class Route:
     that belongs to it is said. `named`: points that have to be among those that are found. `settings` of
     the worker. `number`: the named points are those of a message that comes the `number`th time.
     `whole`: every message of it is a point, always; else only `make faults` looks for them.
-    `upkeep`: the points are what a worker says by the clock and at its start; else those are left out, but
-    with `start` they are points too.
+    `upkeep`: the points are what a worker says by the clock, also when there is nothing to do; else those
+    are left out, and what it says at its start, unless `start`.
     """
 
     act: Act
@@ -279,9 +279,12 @@ def _points(theatre: Theatre, route: Route) -> list[Point]:
     """What a worker says on this route each time, and not by the clock when there is nothing to do; or
     the other way round.
     """
-    with theatre.listening() as idle:
+    if route.upkeep:
         _begin(theatre, route)
-        threading.Event().wait(1.5)  # what is due once a second comes up
+    with theatre.listening() as idle:
+        if not route.upkeep:
+            _begin(theatre, route)
+        threading.Event().wait(6 if route.upkeep else 1.5)  # what is due once a second comes up
     runs = [] if route.upkeep else [_listed(theatre, route) for _ in range(2)]
     said = runs[0] if runs else idle
     times = Counter(runs[0]) & Counter(runs[1]) if runs else Counter(set(idle))
@@ -340,7 +343,7 @@ def _strikes(theatre: Theatre, route: Route, point: Point) -> bool:
         _begin(theatre, route, theatre.last)
         route.act(theatre, lambda: theatre.arm(point))
         _wait_for_end(theatre)
-        struck = theatre.struck.wait(5 if route.upkeep else 0.5)
+        struck = theatre.struck.wait(7 if route.upkeep else 0.5)
         theatre.kill()
         if struck:
             theatre.last = point
