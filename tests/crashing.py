@@ -135,6 +135,7 @@ class Theatre:
         self._lock = threading.Lock()
         self._said: list[str] = []
         self._count = 0
+        self._last_passed = False  # the message of the point was, and nothing else will be
         self._point: Point | None = None
         self._doomed: Forged | None = None
         self._workers = 0
@@ -147,7 +148,8 @@ class Theatre:
             redis_client.execute(stage.client, "XGROUP", "CREATE", *group)
         for tap in self.taps:
             tap.watch = self._watch
-            tap.done = self._strike
+            tap.answered = self._answered
+            tap.done = self._done
         password = f":{login['password']}" if login.get("password") else ""
         self._database = Database(
             f"postgresql://{login.get('user', 'postgres')}{password}@127.0.0.1:{self.taps[1].port}"
@@ -191,6 +193,7 @@ class Theatre:
         with self._lock:
             self.struck.clear()
             self._count = 0
+            self._last_passed = False
             self._point = point
 
     @property
@@ -201,7 +204,7 @@ class Theatre:
     def kill(self) -> None:
         """Kill the worker, wherever it is."""
         with self._lock:
-            self._point = None
+            self._point, self._last_passed = None, False
         if self._doomed is not None:
             self._doomed.kill()
 
@@ -214,7 +217,7 @@ class Theatre:
         with self._lock:
             self._said.append(label)
             point = self._point
-            if point is None or label != point.label:
+            if point is None or label != point.label or _waits_for_entries(point):
                 return Do.PASS
             self._count += 1
             if self._count != point.number:
@@ -222,14 +225,33 @@ class Theatre:
             if point.when is When.BEFORE:
                 self._strike()
                 return Do.DROP
-            self._point = None
+            self._point, self._last_passed = None, True
             return Do.HALF if point.when is When.HALF else Do.LAST
+
+    def _answered(self, label: str, something: bool) -> None:
+        """A read is done when it brings something: most wait in vain for a while."""
+        with self._lock:
+            point = self._point
+            if point is None or label != point.label or not (something and _waits_for_entries(point)):
+                return
+            self._count += 1
+            if self._count == point.number:
+                self._strike()
+
+    def _done(self) -> None:
+        with self._lock:
+            if self._last_passed:  # else it is too late: the worker was killed otherwise
+                self._strike()
 
     def _strike(self) -> None:
         if self._doomed is not None:
             self._doomed.child.die_now()
-        self._point = None
+        self._point, self._last_passed = None, False
         self.struck.set()
+
+
+def _waits_for_entries(point: Point) -> bool:
+    return point.label.startswith("XREADGROUP") and point.when is When.DONE
 
 
 Act = Callable[[Theatre, Callable[[], None]], None]

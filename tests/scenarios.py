@@ -46,7 +46,7 @@ NOTHING_LOST = "nothing lost, nothing twice"
 REPORT = "SLUICE_FAULTS_REPORT"  # names the file that gets a JSON line for each check
 LONG = "SLUICE_FAULTS_LONG"  # set: scenarios that have a long form take it
 NAIVE_PATIENCE_SEC = 10.0
-NAIVE_STILL_SEC = 4.0
+NAIVE_STILL_SEC = 2.0
 
 
 _WITHOUT_KEY = """

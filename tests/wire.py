@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -41,8 +42,8 @@ class Words(Protocol):
     def sent(self, piece: bytes) -> Iterator[Message]:
         """The messages that are complete with this piece."""
 
-    def answers(self, piece: bytes) -> int:
-        """How many answers are complete with this piece."""
+    def answers(self, piece: bytes) -> list[bool]:
+        """The answers that are complete with this piece: False where it says that there is nothing."""
 
 
 _SCRIPTS = {
@@ -63,12 +64,19 @@ class Resp:
         while (command := self._commands.gets()) is not False:
             yield Message(_label(command), hiredis.pack_command(tuple(command)), True)
 
-    def answers(self, piece: bytes) -> int:
+    def answers(self, piece: bytes) -> list[bool]:
         self._replies.feed(piece)
-        count = 0
-        while self._replies.gets() is not False:
-            count += 1
-        return count
+        found = []
+        while (reply := self._replies.gets()) is not False:
+            found.append(not _is_empty(reply))
+        return found
+
+
+def _is_empty(reply: object) -> bool:
+    """Whether a read of streams brought nothing: no answer, or streams without entries."""
+    if isinstance(reply, list) and all(isinstance(one, list) and len(one) == 2 for one in reply):
+        return all(one[1] == [] for one in reply)
+    return reply is None
 
 
 def _label(command: list[bytes]) -> str:
@@ -154,9 +162,9 @@ class Libpq:
         prepares = b"P" in kinds and b"B" not in kinds
         return Message(f"prepare {self._label}" if prepares else self._label, message, True)
 
-    def answers(self, piece: bytes) -> int:
+    def answers(self, piece: bytes) -> list[bool]:
         self._out += piece
-        count = 0
+        found = []
         while len(self._out) >= 5:
             size = 1 + int.from_bytes(self._out[1:5], "big")
             if len(self._out) < size:
@@ -164,8 +172,9 @@ class Libpq:
             kind, body = self._out[:1], self._out[5:size]
             self._out = self._out[size:]
             asks = kind == b"R" and int.from_bytes(body[:4], "big") not in (0, 12)
-            count += kind in (b"Z", b"G") or asks
-        return count
+            if kind in (b"Z", b"G") or asks:
+                found.append(True)
+        return found
 
 
 def _words(text: bytes) -> str:
@@ -180,19 +189,23 @@ def _words(text: bytes) -> str:
 class _Connection:
     def __init__(self, protocol: Words) -> None:
         self.protocol = protocol
-        self.waiting = 0  # how many answers are still to come
+        self.waiting: deque[str] = deque()  # the messages whose answers are still to come
         self.shut = False  # nothing more is passed on
 
 
 class Tap(Proxy):
-    """A proxy that asks `watch` what to do with each message. When the last one that it passes on, by that,
-    is done (answered, if it will be), it calls `done`, and the client has not heard of it.
+    """A proxy that asks `watch` what to do with each message, and tells `answered` of each answer before the
+    client hears of it: to what, and whether it says anything but that there is nothing.
+
+    `done` is called when the last message that a connection passes on, by `watch`, is done: answered, if it
+    is one that will be. The client has not heard of it.
     """
 
     def __init__(self, upstream: str | tuple[str, int], protocol: Callable[[], Words]) -> None:
         self._protocol = protocol
         self._known: dict[socket.socket, _Connection] = {}
         self.watch: Callable[[str], Do] = lambda _: Do.PASS
+        self.answered: Callable[[str, bool], None] = lambda _label, _something: None
         self.done: Callable[[], None] = lambda: None
         super().__init__(upstream)
 
@@ -212,7 +225,9 @@ class Tap(Proxy):
             if to_server:
                 self._from_client(known, other, piece)
             else:
-                known.waiting -= known.protocol.answers(piece)
+                for says_something in known.protocol.answers(piece):
+                    if known.waiting:
+                        self.answered(known.waiting.popleft(), says_something)
                 if known.shut and not known.waiting:
                     self.done()
                 other.sendall(piece)
@@ -232,6 +247,7 @@ class Tap(Proxy):
                 server.sendall(message.data[: len(message.data) // 2])
             else:
                 server.sendall(message.data)
-                known.waiting += message.answered
+                if message.answered:
+                    known.waiting.append(message.label)
             if known.shut and (what is Do.HALF or not message.answered):
                 self.done()

@@ -74,11 +74,13 @@ def test_statements_are_known_by_their_words_and_commit_by_what_it_ends(size: in
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_answers_are_counted_when_they_are_complete(size: int) -> None:
-    redis_said = b"+OK\r\n:1\r\n$-1\r\n*2\r\n$1\r\na\r\n*1\r\n:2\r\n-ERR x\r\n"
+    redis_said = (
+        b"+OK\r\n:1\r\n*-1\r\n*1\r\n*2\r\n$1\r\ns\r\n*1\r\n:2\r\n*1\r\n*2\r\n$1\r\ns\r\n*0\r\n-ERR x\r\n"
+    )
     copied = frame(b"G", b"\1\0\0") + frame(b"C", b"COPY 1\0") + frame(b"Z", b"I")
     for protocol, said, wanted in (
-        (Resp(), redis_said, 5),
-        (Libpq(), frame(b"R", b"\0\0\0\5salt") + frame(b"R", b"\0\0\0\0") + copied, 3),
+        (Resp(), redis_said, [True, True, False, True, False, True]),
+        (Libpq(), frame(b"R", b"\0\0\0\5salt") + frame(b"R", b"\0\0\0\0") + copied, [True] * 3),
     ):
         pieces = (said[start : start + size] for start in range(0, len(said), size))
-        assert sum(protocol.answers(piece) for piece in pieces) == wanted
+        assert [one for piece in pieces for one in protocol.answers(piece)] == wanted
