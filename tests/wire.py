@@ -194,8 +194,8 @@ class _Connection:
 
 
 class Tap(Proxy):
-    """A proxy that asks `watch` what to do with each message, and tells `answered` of each answer before the
-    client hears of it: to what, and whether it says anything but that there is nothing.
+    """A proxy that asks `watch` what to do with each message, and tells `answered` of each answer before
+    the client hears of it: to what, and whether it says anything but that there is nothing.
 
     `done` is called when the last message that a connection passes on, by `watch`, is done: answered, if it
     is one that will be. The client has not heard of it.
