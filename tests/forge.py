@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ class Child:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
         self._status: int | None = None
+        self._lock = threading.Lock()  # `die_now` may be called while `wait` ends
 
     def poll(self) -> int | None:
         return self.wait() if self._ended(0) else None
@@ -68,8 +70,9 @@ class Child:
         if self._status is None:
             if not self._ended(timeout):
                 raise subprocess.TimeoutExpired("a forged worker", timeout or 0)
-            self._status = self._forge.ask({"reap": self.pid})
-            os.close(self._pidfd)
+            with self._lock:
+                self._status = self._forge.ask({"reap": self.pid})
+                os.close(self._pidfd)
         return self._status
 
     def _ended(self, timeout: float | None) -> bool:
@@ -87,9 +90,10 @@ class Child:
         self.send_signal(signal.SIGKILL)
 
     def die_now(self) -> None:
-        """Killed, and dead when this returns: from any thread. Reaped later."""
-        self.kill()
-        self._ended(30)
+        """Killed, and dead when this returns. Any thread may call it; reaped later."""
+        with self._lock:
+            self.kill()
+            self._ended(30)
 
 
 class Forged(Daemon):
