@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
 
@@ -122,6 +123,23 @@ class Stage:
             return self._start(database, url, consumer_name=name, **settings)
         self._naive.append(NaiveDaemon(database, url, name, self._folder))
         return self._naive[-1]
+
+    @contextlib.contextmanager
+    def in_hand(self, name: str) -> Iterator[None]:
+        """While the worker `name` has a batch in hand that it cannot store: the table is locked."""
+
+        def pending() -> int:
+            with self.client.pipeline(transaction=False) as pipe:
+                for stream in self.client.scan_iter("mqtt_stream:*", 1000):
+                    pipe.xinfo_consumers(stream, "db_writer")
+                found = pipe.execute(raise_on_error=False)
+            known = [one for consumers in found if isinstance(consumers, list) for one in consumers]
+            return sum(one["pending"] for one in known if one["name"] == name.encode())
+
+        with psycopg.connect(self.database.url) as blocker:
+            blocker.execute("lock table sensor_readings in access exclusive mode")
+            wait_until(lambda: pending() > 0, 30, "a batch in hand")
+            yield
 
     def wait_for(self, worker: Daemon, event: str, seconds: float = 30.0) -> None:
         """Wait for an event in Sluice's log; the naive worker says nothing of the kind."""
