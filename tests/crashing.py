@@ -86,7 +86,8 @@ class Theatre:
 
     def worker(self) -> Forged:
         """Start the worker `one`, to be killed sooner or later, in place of the one before."""
-        self.kill()
+        if self._doomed is not None:
+            self._doomed.kill()
         self.struck.clear()
         self._workers += 1
         environment = worker_environment(
