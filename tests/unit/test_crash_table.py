@@ -203,6 +203,7 @@ STEPS: dict[str, list[tuple[str, object]]] = {
     ],
     "db_writer.DatabaseWriter.commit": [("self._attempt", BELOW)],
     "db_writer.DatabaseWriter._attempt": [
+        ("stuck.end_copies", NO_PATH),
         ("self._housekeeping.ensure_partitions", START),
         ("self._session.begin", (ROWS, BEFORE)),
         ("merge_rows", BELOW),
