@@ -110,7 +110,7 @@ def test_ten_workers_started_and_killed_at_random_lose_and_double_nothing(
         return stage.worker(name, claim_min_idle_sec=1, worker_timeout_sec=1)
 
     deaths = 0
-    with stage.source(pause_sec=0.05) as source:
+    with stage.source(rest_sec=0.05) as source:
         until = time.monotonic() + (120 if is_long() else 5)
         while time.monotonic() < until:
             name = f"worker-{chance.randrange(10)}"
@@ -151,7 +151,7 @@ def test_a_clock_that_is_set_back_and_forth_costs_nothing(
     offset = tmp_path / "offset"
     offset.write_text("0")
     worker = stage.worker("one", tests_clock_offset=offset, stream_retention_sec=3600)
-    with stage.source(pause_sec=0.05) as source:
+    with stage.source(rest_sec=0.05) as source:
         for days in (1, -2, 30, -30, 0):
             before = source.acknowledged
             offset.write_text(str(days * 86_400))
