@@ -9,7 +9,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from redis.connection import parse_url
 
+from redis_servers import RedisMode, RedisServers
 from setting_sources import SecretFiles
 from setting_types import (
     AlertTopic,
@@ -26,7 +28,7 @@ from setting_types import (
     PlainTopic,
     PresentFile,
     RedisAddress,
-    RedisMode,
+    RedisNodes,
     Share,
     SomeTemplates,
     Templates,
@@ -34,6 +36,7 @@ from setting_types import (
     TopicFilters,
     Unmatched,
     WhenFull,
+    host_and_port,
 )
 
 _EVENT_STREAMS = (
@@ -83,7 +86,21 @@ class EdgeSettings(BaseSettings):
     )
     redis_mode: AnyCaseRedisMode = Field(
         RedisMode.SINGLE,
-        description="single: one server; this version has neither sentinel nor cluster",
+        description="single: one server; sentinel: whichever the sentinels say is master; cluster: "
+        "Redis Cluster",
+    )
+    redis_sentinels: RedisNodes = Field(
+        (), description="the sentinels, host:26379,host:26379,…, where REDIS_MODE is sentinel"
+    )
+    redis_sentinel_master: str = Field(
+        "mymaster", min_length=1, description="name of the master at the sentinels"
+    )
+    redis_sentinel_username: SecretStr | None = Field(None, description="ACL user at the sentinels")
+    redis_sentinel_password: SecretStr | None = Field(None, description="password at the sentinels")
+    redis_cluster_nodes: RedisNodes = Field(
+        (),
+        description="nodes of the cluster to ask for the others, host:6379,…; default the one of "
+        "REDIS_HOST or REDIS_URL",
     )
     redis_allow_eviction: bool = Field(
         False, description="start although Redis may evict streams with unread entries"
@@ -278,6 +295,28 @@ class EdgeSettings(BaseSettings):
     log_format: LogFormat = Field(LogFormat.JSON, description="json or console")
 
     @model_validator(mode="after")
+    def _redis_together(self) -> Self:
+        mode = self.redis_mode
+        named = {RedisMode.SENTINEL: "redis_sentinels", RedisMode.CLUSTER: "redis_cluster_nodes"}
+        for needed, field in named.items():
+            if getattr(self, field) and mode is not needed:
+                raise ValueError(
+                    f"{field.upper()} is set, but REDIS_MODE is {mode.value}; set REDIS_MODE={needed.value}"
+                )
+        if mode is RedisMode.SENTINEL and not self.redis_sentinels:
+            raise ValueError(
+                "REDIS_MODE is sentinel, but REDIS_SENTINELS is not set; it takes host:26379,host:26379,…"
+            )
+        address = self.redis_address()
+        if mode is not RedisMode.SINGLE and address.startswith("unix:"):
+            raise ValueError(
+                f"REDIS_URL begins with unix:, but REDIS_MODE is {mode.value}; it takes redis:// or rediss://"
+            )
+        if mode is RedisMode.CLUSTER and parse_url(address).get("db"):  # type: ignore[no-untyped-call]
+            raise ValueError("a database number is set, but REDIS_MODE is cluster; REDIS_DB takes 0 there")
+        return self
+
+    @model_validator(mode="after")
     def _redis_tls_together(self) -> Self:
         if self.redis_key and not self.redis_certificate:
             raise ValueError("REDIS_KEY is set without a certificate; set REDIS_CERTIFICATE beside it")
@@ -344,6 +383,21 @@ class EdgeSettings(BaseSettings):
         one and in bulk. None where DEVICE_EVENTS is off.
         """
         return tuple(getattr(self, field) for field in _EVENT_STREAMS) if self.device_events else ()
+
+    def redis_servers(self) -> RedisServers:
+        """Which servers are Redis: with passwords, so never log it."""
+        user, password = self.redis_sentinel_username, self.redis_sentinel_password
+        nodes, port = self.redis_sentinels, 26379
+        if self.redis_mode is RedisMode.CLUSTER:
+            nodes, port = self.redis_cluster_nodes, 6379
+        return RedisServers(
+            url=self.redis_address(),
+            mode=self.redis_mode,
+            nodes=tuple(host_and_port(node, port) for node in nodes),
+            master=self.redis_sentinel_master,
+            sentinel_username=user.get_secret_value() if user else None,
+            sentinel_password=password.get_secret_value() if password else None,
+        )
 
     def redis_address(self) -> str:
         """The address of Redis as one URL, password and files of certificates included: never log it."""

@@ -65,7 +65,7 @@ class DatabaseWriterService:
         self._running = False
         self._parser = Parser(wiring.limits(self._settings))
         self._client = redis_client.connect(
-            self._settings.redis_address(),
+            self._settings.redis_servers(),
             timeout_sec=self._settings.batch_timeout_sec + 10,
             name=self._settings.consumer_name,
         )
@@ -247,7 +247,7 @@ class DatabaseWriterService:
 
     def _reaches_redis(self) -> bool:
         try:
-            client = redis_client.connect(self._settings.redis_address(), timeout_sec=3)
+            client = redis_client.connect(self._settings.redis_servers(), timeout_sec=3)
             with client:
                 return bool(client.ping())
         except (redis.RedisError, OSError, ValueError):

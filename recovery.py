@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 import redis_scripts
 from metrics import Stats
-from redis_client import CHUNK, chunks, execute, is_gone
+from redis_client import CHUNK, execute, is_gone
 from redis_scripts import Keys
 from schema import Entry, Fate, Reason, Rejection, Settled
 from scripting import Script
@@ -32,6 +32,7 @@ class Recovery:
         streams: Streams,
         settler: Settler,
         *,
+        keys: Keys,
         group: str,
         consumer: str,
         min_idle_sec: float,
@@ -48,7 +49,7 @@ class Recovery:
         self._max_deliveries = max_deliveries
         self._stats = stats
         self._clock = clock
-        self._keys = Keys(group)
+        self._keys = keys
         self._claim = Script(client, redis_scripts.CLAIM)
         self._try_alone = Script(client, redis_scripts.TRY_ALONE)
         self._pending = Script(client, redis_scripts.PENDING)
@@ -123,7 +124,8 @@ class Recovery:
         now = self._clock()
         if not self._unasked and now >= self._next_sweep:
             self._next_sweep = now + max(0.5, self._min_idle_sec / 2)
-            self._unasked.extend(chunks(self._streams.share))
+            parts = self._keys.together(self._streams.share, CHUNK)
+            self._unasked.extend(part for _, part in parts)
         while self._unasked and self._clock() - now <= LONGEST_LOOK_SEC:
             chunk = self._unasked[0]
             found = self._pending(keys=list(chunk), args=[self._group])
@@ -136,7 +138,7 @@ class Recovery:
         idle_ms = int(self._min_idle_sec * 1000)
         args: list[bytes | str | int] = [self._group, self._consumer, idle_ms, cursor, max(1, budget)]
         try:
-            following, raw, gone = self._claim(keys=[stream, self._keys.ledger], args=args)
+            following, raw, gone = self._claim(keys=[stream, self._keys.ledger_of(stream)], args=args)
         except ResponseError as error:
             if not is_gone(error):
                 raise

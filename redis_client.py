@@ -10,12 +10,19 @@ import redis
 import redis.exceptions
 from hiredis import pack_command
 from redis.backoff import NoBackoff
+from redis.connection import SSLConnection
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from redis_cluster import ClusterClient
+from redis_node import client_on, options_of, pool_of
+from redis_servers import RedisMode, RedisServers
 
 T = TypeVar("T")
 Argument = bytes | str | int
 CHUNK = 500  # streams in one command: more would hold up other clients (docs/internals.md)
 _RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE", "XREVRANGE")
+SENTINEL_SEC = 1.0  # for each of the sentinels to answer, before the next one is asked
 _WORLD = ("LOADING", "BUSY ", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "UNKILLABLE")
 _SCRIPT_6_2 = re.compile(
     r"^(?:Error running script \(call to f_[0-9a-f]+\): )?(?:@user_script: ?\d+: ?)+-?"
@@ -27,27 +34,48 @@ _WORLD_TYPES = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ClusterDownError,  # a replica without its master, too
+    redis.exceptions.TryAgainError,
 )
 
 
-def connect(url: str, timeout_sec: float, name: str = "sluice") -> redis.Redis:
-    """A client that retries nothing by itself and hands out replies as Redis sent them.
+def connect(servers: RedisServers | str, timeout_sec: float, name: str = "sluice") -> redis.Redis:
+    """A client that retries nothing by itself and hands out replies as Redis sent them (`redis_node.py`).
 
-    No hidden retry: a repeated XREADGROUP strands what the lost reply brought, and a repeated XADD makes
-    two entries. Raw replies: redis-py's own would fold repeated field names into one.
+    `servers`: an address is one server. With sentinels each connection goes to whoever is master then, and
+    ends when that is no longer so. In a cluster each command goes to the node that its key is on.
     """
-    over_tcp = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": 5.0}
-    client: redis.Redis = redis.Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout_sec,
-        **over_tcp,
-        retry=Retry(NoBackoff(), 0),
-        client_name=re.sub(r"[^!-~]", "-", name),  # all that CLIENT SETNAME takes,
+    if isinstance(servers, str):
+        servers = RedisServers(url=servers)
+    options = options_of(servers.url, timeout_sec, name)
+    if servers.mode is RedisMode.SENTINEL:
+        return client_on(_pool_by_sentinels(servers, options))
+    if servers.mode is RedisMode.CLUSTER:
+        here = options.get("host", "localhost"), int(options.get("port", 6379))
+        return ClusterClient(options, servers.nodes or (here,))
+    return client_on(pool_of(options))
+
+
+def _pool_by_sentinels(servers: RedisServers, options: dict[str, Any]) -> SentinelConnectionPool:
+    """Connections to the master. The sentinels are reached like it, with TLS or without, and asked in turn
+    until one knows.
+    """
+    secured = issubclass(options.pop("connection_class"), SSLConnection)
+    here = {name: value for name, value in options.items() if name not in ("host", "port", "path")}
+    theirs = {name: value for name, value in here.items() if name.startswith(("socket_", "ssl_"))}
+    login = {"username": servers.sentinel_username, "password": servers.sentinel_password}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        servers.nodes,
+        sentinel_kwargs={
+            **theirs,
+            **{name: value for name, value in login.items() if value},
+            "ssl": secured,
+            "socket_timeout": SENTINEL_SEC,
+            "socket_connect_timeout": SENTINEL_SEC,
+            "retry": Retry(NoBackoff(), 0),
+        },
     )
-    for command in _RAW:
-        client.set_response_callback(command, lambda reply, **_: reply)
-    return client
+    return SentinelConnectionPool(servers.master, sentinel, **here, ssl=secured)  # type: ignore[no-untyped-call]
 
 
 def execute(client: redis.Redis | redis.client.Pipeline, *command: bytes | str | int) -> Any:

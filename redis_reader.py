@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from time import monotonic
 
@@ -16,14 +17,17 @@ import structlog
 
 import redis_server
 from ahead import Ahead
+from cluster_keys import keys_of
+from cluster_settlement import ClusterSettler
+from cluster_streams import ClusterStreams
 from entries import Entries, weight
 from lease import TTL_SEC, Lease, NameTaken
 from metrics import Stats
 from polling import Polling
 from recovery import Recovery
 from redis_client import execute, is_denied, is_world, is_wrong_type
+from redis_cluster import ClusterClient
 from redis_line import Line
-from redis_scripts import Keys
 from redis_server import RedisServer
 from refusals import is_refused
 from retry import Patience, StopFlag
@@ -94,14 +98,16 @@ class RedisReader:
         self._stop = stop
         self._stats = stats
         self._clock = clock
-        keys = Keys(options.group)
+        keys = keys_of(client, options.group)
         self._accepted_key = keys.flood_accepted
+        cluster = isinstance(client, ClusterClient)
+        self._may_read_ahead = not cluster  # that is one command and one connection
         self._patience = Patience("redis", _passes, stop, stats)
         # A worker that was just started had better end than wait for what nobody may come to mend.
         self._first = Patience("redis", lambda error: _passes(error) and not is_refused(error), stop, stats)
         self._lease = Lease(client, keys.worker(options.consumer), token)
         upkeep = Lease(client, keys.upkeep, token)
-        self._trimmer = Trimmer(client, upkeep, options.stream_retention_sec, wall_ms, clock)
+        self._trimmer = Trimmer(client, keys, upkeep, options.stream_retention_sec, wall_ms, clock)
         self._letter_trimmer = LetterTrimmer(
             client,
             upkeep,
@@ -109,7 +115,8 @@ class RedisReader:
             options.dead_letter_retention_sec,
             wall_ms,
         )
-        self._settler = Settler(client, options.group, options.dead_letter_stream, stats, wall_ms)
+        settler = ClusterSettler if cluster else Settler
+        self._settler = settler(client, keys, options.group, options.dead_letter_stream, stats, wall_ms)
         self._sharing = Sharing(
             client,
             keys.alive(options.pattern),
@@ -118,8 +125,10 @@ class RedisReader:
             least=options.share_above_streams,
             clock=clock,
         )
-        self._streams = Streams(
+        streams = partial(ClusterStreams, stop=stop) if cluster else Streams
+        self._streams = streams(
             client,
+            keys=keys,
             group=options.group,
             consumer=options.consumer,
             pattern=options.pattern,
@@ -135,6 +144,7 @@ class RedisReader:
             client,
             self._streams,
             self._settler,
+            keys=keys,
             group=options.group,
             consumer=options.consumer,
             min_idle_sec=options.claim_min_idle_sec,
@@ -201,7 +211,7 @@ class RedisReader:
         """Have Redis get the next batch ready while this one is written, where there is a backlog and no
         pending entries are to be looked for. Waits for nothing.
         """
-        if self._backlog and not self._recovery.due and not self._stop.is_set():
+        if self._may_read_ahead and self._backlog and not self._recovery.due and not self._stop.is_set():
             self._asked_for = self._budget
             self._rounds.ask_ahead(self._budget)
 

@@ -7,6 +7,13 @@ what makes an entry safe comes before what lets go of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from hashlib import sha1
+
+import redis
+
+from redis_client import chunks
+
 # The flag lets acknowledgements and dead letters through when Redis is out of memory: they are what
 # makes room again. `scripting.py` leaves it out for Redis 6.2.
 FLAGS = "#!lua flags=allow-oom\n"
@@ -318,6 +325,11 @@ return 0
 """
 
 
+def digest(script: str) -> str:
+    """Redis's own name for a script that it knows."""
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
 class Keys:
     """Names of the keys that Sluice keeps in Redis for one consumer group."""
 
@@ -328,6 +340,18 @@ class Keys:
         self.flood_accepted = f"sluice:{group}:flood_accepted"
         self._worker = f"sluice:{group}:worker:"
         self._alive = f"sluice:{group}:alive:"
+
+    def ledger_of(self, stream: bytes) -> str:  # noqa: ARG002
+        """The ledger that counts the entries of `stream`."""
+        return self.ledger
+
+    def ledgers(self, client: redis.Redis) -> list[str]:  # noqa: ARG002
+        """All there are."""
+        return [self.ledger]
+
+    def together(self, streams: Sequence[bytes], most: int) -> Iterator[tuple[str, Sequence[bytes]]]:
+        """`streams` in parts that one script may have, of at most `most`, with the ledger of each part."""
+        return ((self.ledger, part) for part in chunks(streams, most))
 
     def alive(self, pattern: str) -> str:
         """Where workers that look for the same streams show that they live."""

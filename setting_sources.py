@@ -18,6 +18,8 @@ SECRETS = (
     "redis_url",
     "redis_username",
     "redis_password",
+    "redis_sentinel_username",
+    "redis_sentinel_password",
     "database_url",
     "database_direct_url",
     "mqtt_url",

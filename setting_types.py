@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 from redis.connection import parse_url
 
+from redis_servers import RedisMode
 from schema import PayloadFormat
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,51}")
@@ -64,10 +65,6 @@ class _LogLevel(StrEnum):
 class UnknownSeries(StrEnum):
     ACCEPT = "accept"
     REJECT = "reject"
-
-
-class RedisMode(StrEnum):
-    SINGLE = "single"
 
 
 class MqttProtocol(StrEnum):
@@ -265,6 +262,22 @@ def _present(value: Path) -> Path:
     return value
 
 
+def _node_list(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        host, port = host_and_port(name, 1)
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", host) or not 1 <= port <= 65535:
+            raise ValueError(f"hosts with their ports, such as 10.0.0.1:26379; {name!r} is none")
+    return value
+
+
+def host_and_port(name: str, port: int) -> tuple[str, int]:
+    """The parts of `host:port` or `[address]:port`; `port` where there is none, 0 where it is no number."""
+    host, _, last = name.rpartition(":")
+    if not host or name.endswith("]"):
+        host, last = name, str(port)
+    return host.removeprefix("[").removesuffix("]"), int(last) if last.isdecimal() else 0
+
+
 _ANY_CASE = BeforeValidator(_lower)
 LogFormat = Annotated[_LogFormat, _ANY_CASE]
 LogLevel = Annotated[_LogLevel, _ANY_CASE]
@@ -283,6 +296,7 @@ MqttAddress = Annotated[SecretStr, AfterValidator(_mqtt_address)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Password = Annotated[SecretStr, AfterValidator(_password)]
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_list)]
+RedisNodes = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_node_list)]
 PresentFile = Annotated[Path, AfterValidator(_present)]
 AnyCaseUnknownSeries = Annotated[UnknownSeries, _ANY_CASE]
 AnyCaseRedisMode = Annotated[RedisMode, _ANY_CASE]

@@ -13,6 +13,7 @@ import redis_scripts
 from metrics import Stats
 from redis_client import Argument, chunks, execute
 from redis_line import Command, Line
+from redis_scripts import Keys
 from replays import original
 from schema import Fate, Settled
 from scripting import Script
@@ -27,6 +28,7 @@ class Settler:
     def __init__(
         self,
         client: redis.Redis,
+        keys: Keys,
         group: str,
         dead_letter_stream: str,
         stats: Stats,
@@ -35,7 +37,8 @@ class Settler:
         self._client = client
         self._group = group
         self._dead_letters = dead_letter_stream
-        self._ledger = redis_scripts.Keys(group).ledger
+        self._keys = keys
+        self._ledger = keys.ledger
         self._stats = stats
         self._wall_ms = wall_ms
         self.known = False  # the server knows the script

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 import redis_scripts
 from metrics import Stats
-from redis_client import chunks, execute, execute_packed, packed
+from redis_client import execute, execute_packed, packed
 from redis_scripts import Keys
 from schema import Fate
 from scripting import Script
@@ -33,6 +33,7 @@ class Streams:
         self,
         client: redis.Redis,
         *,
+        keys: Keys,
         group: str,
         consumer: str,
         pattern: str,
@@ -54,7 +55,7 @@ class Streams:
         self._interval_sec = interval_sec
         self._stats = stats
         self._clock = clock
-        self._ledger = Keys(group).ledger
+        self._keys = keys
         self._share_of = share_of
         self._known: set[bytes] = set()
         self._named = [name.encode() for name in named]
@@ -191,8 +192,8 @@ class Streams:
         """The streams that now have the group; those that vanished meanwhile are left out."""
         usable: set[bytes] = set()
         args = [self._group, *(fate.value for fate in Fate)]
-        for chunk in chunks(streams, GROUPS_AT_ONCE):
-            made = self._script(keys=[self._ledger, *chunk], args=args)
+        for ledger, chunk in self._keys.together(streams, GROUPS_AT_ONCE):
+            made = self._script(keys=[ledger, *chunk], args=args)
             usable.update(stream for stream, answer in zip(chunk, made, strict=True) if answer >= 0)
         return usable
 

@@ -10,7 +10,8 @@ import structlog
 
 import redis_scripts
 from lease import Lease, NameTaken
-from redis_client import chunks, execute, is_wrong_type
+from redis_client import CHUNK, execute, is_wrong_type
+from redis_scripts import Keys
 from scripting import Script
 
 LONGEST_SEC = 0.05  # at a time, before new entries are read
@@ -24,12 +25,14 @@ class Trimmer:
     def __init__(
         self,
         client: redis.Redis,
+        keys: Keys,
         lease: Lease,
         retention_sec: int,
         wall_ms: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
         self._script = Script(client, redis_scripts.TRIM)
+        self._keys = keys
         self._lease = lease
         self._retention_sec = retention_sec
         self._wall_ms = wall_ms
@@ -47,7 +50,7 @@ class Trimmer:
             return True
         began = self._clock()
         oldest = max(0, self._wall_ms() - self._retention_sec * 1000)
-        self._left = self._left or deque(chunks(streams))
+        self._left = self._left or deque(part for _, part in self._keys.together(streams, CHUNK))
         while self._left and self._clock() - began <= LONGEST_SEC:
             self._trimmed += int(self._script(keys=list(self._left[0]), args=[oldest]))
             self._left.popleft()

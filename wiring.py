@@ -128,7 +128,7 @@ def bridge_options(settings: EdgeSettings) -> BridgeOptions:
             )
     topic = settings.bridge_status_topic
     return BridgeOptions(
-        redis_url=settings.redis_address(),
+        redis=settings.redis_servers(),
         mqtt=replace(
             mqtt,
             session=Session(
@@ -238,7 +238,7 @@ def dashboard_options(settings: Settings) -> DashboardOptions:
         timeout_sec=settings.dashboard_timeout_sec,
         shutdown_sec=settings.shutdown_timeout_sec,
         pipeline=PipelineOptions(
-            redis_url=settings.redis_address(),
+            redis=settings.redis_servers(),
             group=settings.consumer_group_name,
             pattern=settings.stream_pattern,
             dead_letter_stream=settings.dead_letter_stream,

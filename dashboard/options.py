@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from query.options import Tls
+from redis_servers import RedisServers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineOptions:
     """Which consumer group of which Redis is shown. `named`: streams beside those of `pattern`."""
 
-    redis_url: str = field(repr=False)
+    redis: RedisServers | str = field(repr=False)
     group: str
     pattern: str
     dead_letter_stream: str

@@ -57,7 +57,7 @@ class Gauge:
     def __init__(self, options: PipelineOptions, clock: Callable[[], float] = monotonic) -> None:
         self._options = options
         self._clock = clock
-        self._client = redis_client.connect(options.redis_url, timeout_sec=_ANSWER_SEC, name="dashboard")
+        self._client = redis_client.connect(options.redis, timeout_sec=_ANSWER_SEC, name="dashboard")
         self._seen: list[tuple[float, int]] = []
         self._away = False
 
@@ -113,7 +113,10 @@ class Gauge:
     def _workers(self) -> tuple[Worker, ...]:
         keys = Keys(self._options.group)
         names = sorted(self._client.scan_iter(match=keys.workers, count=1000))[:_MOST_WORKERS]
-        held = self._client.mget(names) if names else []
+        with self._client.pipeline(transaction=False) as pipe:  # no MGET: in a cluster they are anywhere
+            for name in names:
+                pipe.get(name)
+            held = pipe.execute()
         return tuple(
             _worker(name.decode(errors="replace")[len(keys.workers) - 1 :], lease)
             for name, lease in zip(names, held, strict=True)

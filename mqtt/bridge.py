@@ -25,6 +25,7 @@ from mqtt.layout import Addition, Composer, Route, Router
 from mqtt.options import MqttOptions
 from mqtt.subscriptions import Subscriptions
 from parse import Limits
+from redis_servers import RedisServers
 from refusals import refusal, refused_connection
 from retry import StopFlag, Stopping, describe
 from setting_types import Layout
@@ -45,7 +46,7 @@ class BridgeOptions:
     bridge tells of itself, or empty. `reserved`: streams that are not for readings.
     """
 
-    redis_url: str = field(repr=False)
+    redis: RedisServers | str = field(repr=False)
     mqtt: MqttOptions
     filters: tuple[str, ...]
     filters_chosen: bool
@@ -90,7 +91,7 @@ class Bridge:
         # The last attempt begins when three quarters of the time to stop are used up (`StopFlag.overdue`).
         timeout = min(REDIS_TIMEOUT_SEC, max(1.0, 0.15 * options.shutdown_sec))
         self._goodbye_sec = min(2.0, 0.05 * options.shutdown_sec)
-        self._client = redis_client.connect(options.redis_url, timeout, name=options.mqtt.client_id)
+        self._client = redis_client.connect(options.redis, timeout, name=options.mqtt.client_id)
         self._writer = StreamWriter(
             self._client, stop, self._stats, options.maxlen, on_outage=self._tend_link
         )
@@ -251,7 +252,7 @@ class Bridge:
 
     def _reaches_redis(self) -> bool:
         try:
-            with redis_client.connect(self._options.redis_url, timeout_sec=3) as client:
+            with redis_client.connect(self._options.redis, timeout_sec=3) as client:
                 return bool(client.ping())
         except (redis.RedisError, OSError, ValueError):
             return False

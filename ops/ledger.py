@@ -12,8 +12,8 @@ from typing import Any
 
 import redis
 
-from redis_client import chunks, execute
-from redis_scripts import Keys
+from cluster_keys import keys_of
+from redis_client import execute
 from schema import Fate
 
 FATES = tuple(fate.value for fate in Fate)
@@ -96,18 +96,20 @@ def read_ledger(
     `named` are streams beside those of `pattern`; those that are not there have no books.
     Streams without the group, which no worker has found yet, count as unread. Raises redis errors.
     """
-    keys = Keys(group)
+    keys = keys_of(client, group)
     dead_letters = dead_letter_stream.encode()
     scan = client.scan_iter(match=pattern, count=1000, _type="stream")
     streams = sorted({*scan, *(name.encode() for name in named)} - {dead_letters})
     found: dict[bytes, Books] = {}
-    for chunk in chunks(streams, 200):
-        found.update(_read_chunk(client, group, keys.ledger, chunk))
+    for ledger, chunk in keys.together(streams, 200):
+        found.update(_read_chunk(client, group, ledger, chunk))
     with client.pipeline(transaction=False) as pipe:
-        execute(pipe, "HMGET", keys.ledger, *(f"closed:{fate}" for fate in FATES))
+        for ledger in keys.ledgers(client):
+            execute(pipe, "HMGET", ledger, *(f"closed:{fate}" for fate in FATES))
         execute(pipe, "XLEN", dead_letter_stream)
-        closed, letters = pipe.execute()
-    return Ledger(found, {fate: int(n or 0) for fate, n in zip(FATES, closed, strict=True)}, letters)
+        *closed, letters = pipe.execute()
+    counts = [sum(int(row[place] or 0) for row in closed) for place in range(len(FATES))]
+    return Ledger(found, dict(zip(FATES, counts, strict=True)), letters)
 
 
 def _read_chunk(

@@ -58,7 +58,7 @@ def main(settings: Settings, *, as_json: bool) -> int:
     checks: list[Check] = []
     ledger: Ledger | None = None
     try:
-        client = redis_client.connect(settings.redis_address(), timeout_sec=30)
+        client = redis_client.connect(settings.redis_servers(), timeout_sec=30)
         with client:
             ledger = read_ledger(
                 client,

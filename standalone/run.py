@@ -162,7 +162,7 @@ class Standalone:
                 )
 
     def _work(self, settings: Settings) -> None:
-        client = redis_client.connect(settings.redis_address(), timeout_sec=10)
+        client = redis_client.connect(settings.redis_servers(), timeout_sec=10)
         before = self._books(settings, client)
         with contextlib.ExitStack() as stack:
             services = start_services(self._home, self._environment, stack)

@@ -95,7 +95,7 @@ def options_for(
         "timeout_sec": 10.0,
         "shutdown_sec": 8.0,
         "pipeline": PipelineOptions(
-            redis_url=redis_url,
+            redis=redis_url,
             group="db_writer",
             pattern="mqtt_stream:*",
             dead_letter_stream="mqtt_stream:failed",

@@ -46,6 +46,10 @@ class Proxy:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def lead_to(self, upstream: str | tuple[str, int]) -> None:
+        """Where connections go that are made from now on."""
+        self._upstream = upstream
+
     def cut(self) -> None:
         """Cut every connection now."""
         with self._lock:

@@ -29,7 +29,9 @@ import pytest
 import redis
 
 import redis_client
+from redis_servers import RedisServers
 from tests.forge import Forge
+from tests.setups import settings_of
 from tests.source import BEGIN, Source
 from tests.support import (
     ROOT,
@@ -82,14 +84,16 @@ class Stage:
         self,
         start: Callable[..., Daemon],
         database: Database,
-        redis_url: str,
+        redis_url: RedisServers | str,
         *,
         naive: bool,
         folder: Path,
         forge: Forge | None = None,
     ) -> None:
+        """`redis_url`: one server, or the servers of another set-up."""
         self.database = database
-        self.redis_url = redis_url
+        self._servers = redis_url
+        self.redis_url = redis_url if isinstance(redis_url, str) else redis_url.url
         self.naive = naive
         self.naive_patience_sec = NAIVE_PATIENCE_SEC
         self.client = redis_client.connect(redis_url, timeout_sec=30)
@@ -120,6 +124,8 @@ class Stage:
             self._forged.append(self._forge.start(environment, log, naive=self.naive))
             return self._forged[-1]
         if not self.naive:
+            if not redis_url and not isinstance(self._servers, str):
+                settings = settings_of(self._servers) | settings
             return self._start(database, url, consumer_name=name, **settings)
         self._naive.append(NaiveDaemon(database, url, name, self._folder))
         return self._naive[-1]
@@ -154,7 +160,7 @@ class Stage:
     @contextlib.contextmanager
     def source(self, **options: object) -> Iterator[Source]:
         """A producer that adds numbered readings until the end of the block, through outages of Redis."""
-        with Source(self.redis_url, **options) as made:  # type: ignore[arg-type]
+        with Source(self._servers, **options) as made:  # type: ignore[arg-type]
             self._sources.append(made)
             yield made
 
@@ -282,12 +288,12 @@ StageOf = Callable[..., Stage]
 
 
 @pytest.fixture
-def stage_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Database, str], Stage]]:
+def stage_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StageOf]:
     """Makes the stage of a scenario, once its servers are there. `forge`: where its workers come from."""
     made: list[Stage] = []
     with daemons(tmp_path) as start:
 
-        def make(database: Database, redis_url: str, forge: Forge | None = None) -> Stage:
+        def make(database: Database, redis_url: RedisServers | str, forge: Forge | None = None) -> Stage:
             naive = request.param == "naive"
             made.append(Stage(start, database, redis_url, naive=naive, folder=tmp_path, forge=forge))
             return made[-1]

@@ -275,7 +275,7 @@ def test_verify_needs_just_what_its_acl_line_grants(
 def test_the_dashboard_needs_one_command_more(
     database: Database, client: redis.Redis, as_user: Callable[..., str]
 ) -> None:
-    url = as_user("sluice-verify", "+mget")
+    url = as_user("sluice-verify", "+get")
     add(client, STREAM, readings(0, 10))
     deliver(client, "one", [STREAM], 5)
     client.set("sluice:db_writer:worker:one", "{}")

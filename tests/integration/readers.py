@@ -12,6 +12,7 @@ import redis_client
 from metrics import Stats
 from redis_client import execute
 from redis_reader import ReaderOptions, RedisReader
+from redis_servers import RedisServers
 from retry import StopFlag
 from schema import Entry, Fate, Outcome, Reason, Rejection, Settled
 
@@ -37,7 +38,7 @@ class Workshop:
     one as a process that was started again does. Their name and clock aside, they do as a worker does.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: RedisServers | str) -> None:
         self.url = url
         self.stop = StopFlag(timeout_sec=1.0)
         self._clients: list[redis.Redis] = []

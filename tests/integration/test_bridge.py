@@ -100,7 +100,7 @@ def options_for(broker: Broker, redis_url: str, *, port: int = 0, **changes: Any
         name: changes.pop(name) for name in ("client_id", "version_5", "will", "session") if name in changes
     }
     values: dict[str, Any] = {
-        "redis_url": redis_url,
+        "redis": redis_url,
         "mqtt": MqttOptions(**connection),
         "filters": FILTERS,
         "filters_chosen": True,
@@ -595,7 +595,7 @@ def test_without_a_broker_the_bridge_runs_says_so_and_is_not_well(start: Start, 
         url = f"mqtt://127.0.0.1:{gone.port}"
     with capture_logs() as logs:
         options = BridgeOptions(
-            redis_url=redis_url,
+            redis=redis_url,
             mqtt=MqttOptions(url=url, client_id="alone"),
             filters=FILTERS,
             filters_chosen=True,

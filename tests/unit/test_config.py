@@ -15,6 +15,7 @@ from config import ConfigError, Settings
 from mqtt.filters import filters_of
 from mqtt.intake import Bounds
 from mqtt.options import Session, Will
+from redis_servers import RedisMode, RedisServers
 from setting_types import Layout, WhenFull
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -83,7 +84,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("BATCH_SIZE", "many", "valid integer"),
         ("BATCH_SIZE", "0", "greater than or equal to 1"),
         ("REDIS_PORT", "70000", "less than or equal to 65535"),
-        ("REDIS_MODE", "cluster", "'single'"),
+        ("REDIS_MODE", "replica", "'single', 'sentinel' or 'cluster'"),
+        ("REDIS_SENTINELS", "a b:26379", "hosts with their ports"),
+        ("REDIS_SENTINELS", "a:70000", "hosts with their ports"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("LOG_FORMAT", "xml", "'json' or 'console'"),
         ("ENABLE_TIMESCALE", "maybe", "boolean"),
@@ -322,6 +325,52 @@ def test_the_parts_of_the_redis_address_come_together(
     for name, value in {"DATABASE_URL": URL, **values}.items():
         monkeypatch.setenv(name, value)
     assert config.load().redis_address() == address
+
+
+def test_the_sentinels_and_their_login_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "DATABASE_URL": URL,
+        "REDIS_MODE": "sentinel",
+        "REDIS_SENTINELS": "a, b:26380,[::1]:26381",
+        "REDIS_SENTINEL_PASSWORD": "hunter2",
+        "REDIS_PASSWORD": "hunter3",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    found = config.load().redis_servers()
+    assert found == RedisServers(
+        url="redis://:hunter3@localhost:6379/0",
+        mode=RedisMode.SENTINEL,
+        nodes=(("a", 26379), ("b", 26380), ("::1", 26381)),
+        master="mymaster",
+        sentinel_password="hunter2",
+    )
+    assert "hunter" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("REDIS_MODE", "sentinel", "REDIS_SENTINELS is not set; it takes host:26379"),
+        ("REDIS_SENTINELS", "a:26379", "set REDIS_MODE=sentinel"),
+        ("REDIS_CLUSTER_NODES", "a:6379", "set REDIS_MODE=cluster"),
+    ],
+)
+def test_servers_of_another_mode_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, remedy: str
+) -> None:
+    message = refusal(monkeypatch, DATABASE_URL=URL, **{name: value})
+    assert message.startswith(name)
+    assert remedy in message
+
+
+def test_a_cluster_has_one_database_and_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv("REDIS_MODE", "cluster")
+    monkeypatch.setenv("REDIS_CLUSTER_NODES", "a,b:7001")
+    assert config.load().redis_servers().nodes == (("a", 6379), ("b", 7001))
+    assert "REDIS_DB takes 0" in refusal(monkeypatch, REDIS_DB="3")
+    assert "redis://" in refusal(monkeypatch, REDIS_URL="unix:///run/redis.sock")
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
