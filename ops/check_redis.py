@@ -21,7 +21,7 @@ _MOST_SKEW_SEC = 5.0
 
 def redis_checks(settings: Settings, unique: str) -> Iterator[Check]:
     """A line for each thing that was tried. `unique`: for names that nobody else uses."""
-    client = redis_client.connect(settings.redis_address(), timeout_sec=5, name="sluice-check")
+    client = redis_client.connect(settings.redis_servers(), timeout_sec=5, name="sluice-check")
     with client:
         try:
             began = time.monotonic()

@@ -94,7 +94,7 @@ def main(settings: Settings, chosen: argparse.Namespace) -> int:
     """Look once, or again and again until Ctrl-C; the exit status."""
 
     def job() -> int:
-        with redis_client.connect(settings.redis_address(), timeout_sec=30, name="sluice-lag") as client:
+        with redis_client.connect(settings.redis_servers(), timeout_sec=30, name="sluice-lag") as client:
             if chosen.watch is None:
                 return _look(client, settings, chosen)
             while True:

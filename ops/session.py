@@ -101,7 +101,7 @@ def connected(settings: Settings) -> Iterator[BoundedConnection]:
 
 def to_redis(settings: Settings) -> redis.Redis:
     """A client that has said something to Redis already. Raises redis errors."""
-    client = redis_client.connect(settings.redis_address(), timeout_sec=30, name="sluice-operator")
+    client = redis_client.connect(settings.redis_servers(), timeout_sec=30, name="sluice-operator")
     client.ping()
     return client
 

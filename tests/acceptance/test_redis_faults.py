@@ -290,12 +290,12 @@ def test_a_script_of_others_that_does_not_end_is_waited_for(
 
 
 def waits_out(
-    stage: Stage, fault: Callable[[redis.Redis], contextlib.AbstractContextManager[None]], said: str
+    stage: Stage, trouble: Callable[[redis.Redis], contextlib.AbstractContextManager[None]], said: str
 ) -> None:
     worker = stage.worker("one")
     with stage.source() as source:
         wait_until(lambda: database_has(stage, 300), 30, "some progress")
-        with fault(stage.client):
+        with trouble(stage.client):
             worker.wait_for("outage_began")
         at = source.acknowledged
         wait_until(lambda: source.acknowledged > at + 300, 30)
