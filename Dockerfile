@@ -15,6 +15,7 @@ COPY --from=packages /opt/sluice/.venv /opt/sluice/.venv
 WORKDIR /opt/sluice
 COPY *.py alembic.ini migrate.sh ./
 COPY alembic alembic
+COPY health health
 COPY mqtt mqtt
 COPY ops ops
 COPY query query
@@ -22,5 +23,9 @@ COPY dashboard dashboard
 RUN python -m compileall -q .  # else every start compiles everything anew
 USER sluice
 ENV PATH=/opt/sluice/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# /livez, /readyz, /metrics, on loopback; for Prometheus set HEALTH_HOST=0.0.0.0
+ENV HEALTH_PORT=9464
+# /livez: a server that is away is no reason to start the container anew
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s CMD ["python", "main.py", "health"]
 # exec form: SIGTERM reaches Python
 CMD ["python", "main.py"]

@@ -97,6 +97,8 @@ class DatabaseWriter:
     ) -> None:
         self._options = options
         self._stats = stats
+        self._now = now
+        self._clock = clock
         self._on_due = on_due
         self._locked_out = False
         self._session = Session(
@@ -185,9 +187,18 @@ class DatabaseWriter:
         return self._session.call(ask, in_hand=True)
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a connection to the database now. Any thread may ask."""
+        return self._session.open
+
+    @property
     def due_at(self) -> float:
         """When, by the clock, `upkeep` has something to do next, if no batch comes before."""
         return self._housekeeping.due_at
+
+    def reload(self) -> None:
+        """Look at all rules and the registry again before the next batch, told of a change or not."""
+        self._knowledge.look_again()
 
     def close(self) -> None:
         """Write down what is noted, if the database is there, and disconnect."""
@@ -211,6 +222,7 @@ class DatabaseWriter:
             lambda: self._attempt(readings, staged or failures > 0), in_hand=True, on_error=failed
         )
         self._registry.note(_those(readings, fates, (RowFate.STORED, RowFate.DUPLICATE)))
+        self._note_ages(readings)
         self._alerting.committed(judged)
         self._telling.committed()
         self._stats.alerts_opened += judged.activated
@@ -238,8 +250,10 @@ class DatabaseWriter:
             self._late.note(connection, stored)
             self._telling.tell(connection, stored)
             judged = self._judge(connection, stored)
+            began = self._clock()
             # A crash before this line stores nothing; after it, redelivery finds the rows there.
             connection.commit()
+            self._stats.commit_sec.observe(self._clock() - began)
         except psycopg.Error as error:
             self._locked_out = isinstance(error, psycopg.errors.LockNotAvailable)
             if self._telling.to_blame(error):
@@ -251,6 +265,13 @@ class DatabaseWriter:
                 connection.rollback()
             raise
         return fates, judged
+
+    def _note_ages(self, readings: Sequence[Reading]) -> None:
+        """How old the first and the last of what was committed are."""
+        now_us = self._now().timestamp() * 1_000_000
+        for place in {0, len(readings) - 1} if readings else ():
+            age_us = now_us - readings[place].timestamp_us
+            self._stats.reading_age_sec.observe(max(0.0, age_us / 1_000_000))
 
     def _judge(self, connection: BoundedConnection, stored: Sequence[Reading]) -> Judged:
         """What is new in the table goes to the alerts; what was there already has been there before."""

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from redis.connection import parse_url
 
+from health_settings import HealthSettings
 from redis_servers import RedisMode, RedisServers
 from setting_sources import SecretFiles
 from setting_types import (
@@ -52,7 +53,7 @@ def _default_bridge_name() -> str:
     return f"sluice-bridge-{socket.gethostname()}"
 
 
-class EdgeSettings(BaseSettings):
+class EdgeSettings(HealthSettings):
     """Redis, streams, MQTT, the bridge, what is accepted, and logs. Raises: see `config.load`."""
 
     model_config = SettingsConfigDict(

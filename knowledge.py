@@ -55,6 +55,10 @@ class Knowledge:
             self._look(connection)
         connection.commit()
 
+    def look_again(self) -> None:
+        """Look at everything at the next `refresh`."""
+        self._next_look = 0.0
+
     def _attach(self, connection: BoundedConnection) -> None:
         """A new connection: listen first, then look, so that no change falls between the two.
 

@@ -86,7 +86,8 @@ def _is_gone(holder: str) -> bool:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         known = json.loads(holder)
         if known["place"] == _place():
-            return bool(_started(int(known["pid"])) != known["started"])
+            # "running": another user's process, of which /proc may tell nothing (hidepid, ProtectProc=)
+            return _started(int(known["pid"])) not in (known["started"], "running")
     return False
 
 

@@ -15,9 +15,9 @@ import psycopg
 import database
 import live
 import live_sql
+from counting import CountsErrors
 from database import BoundedConnection
 from live import Many, Told
-from metrics import CountsErrors
 from retry import Patience, StopFlag
 
 # Workers look for readers once a second; what they began to store before is in the tables by then, unless
@@ -104,7 +104,7 @@ class Following:
             except psycopg.Error as error:
                 if not database.is_world(error):
                     raise
-                self._stats.errors += 1
+                self._stats.failed("postgresql", type(error).__name__)
                 self._patience.outage.failed(error)
                 self._stop.pause(_WAIT_SEC)
             finally:

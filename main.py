@@ -3,16 +3,23 @@
 `python main.py` runs a worker, `bridge` what feeds it from an MQTT broker, `query` what answers over gRPC,
 `dashboard` the live page; `verify` proves the ledger, `lag` shows what is still to be read, `dead-letters`
 what could not be stored; `thresholds` and `series` edit what workers heed, `retention` how long all is
-kept; `config` and `check` show the settings and try them; `simulate` publishes what devices would.
+kept; `config` and `check` show the settings and try them; `simulate` publishes what devices would; `health`
+asks how a process does.
 Exit status: 0 finished or in order, 1 something is wrong, 2 wrong usage or configuration.
 """
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and sys.argv[1:2] == ["health"]:
+    from health import probe  # before anything that takes long to load
+
+    raise SystemExit(probe.main(sys.argv[2:]))
+
 import argparse
 import gc
 import os
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -35,17 +42,22 @@ import redis_client
 import wiring
 from batches import parse_batch
 from config import ConfigError, Settings
+from counting import Stage
 from db_writer import DatabaseWriter
 from flood import Flood
+from health import probe
 from metrics import Stats
 from mqtt.bridge import Bridge
 from parse import Parser
+from readiness import Readiness
 from redis_reader import RedisReader
 from refusals import refusal, refused_connection
 from retry import StopFlag, Stopping, describe
 from schema import Entry, Outcome
 from schema_check import SchemaMismatch
 from serving import serve
+from signs import OK, Signs
+from worker_signs import WorkerSigns
 
 FLOOD_LOOK_SEC = 0.5  # how often somebody's answer to a flood of dead letters is looked for
 
@@ -71,7 +83,7 @@ class DatabaseWriterService:
         )
         self._reader = RedisReader(
             self._client,
-            wiring.reader_options(self._settings),
+            wiring.reader_options(self._settings, sample=self._is_asked()),
             self._stop,
             self._stats,
             token=str(uuid.uuid4()),
@@ -88,6 +100,8 @@ class DatabaseWriterService:
             on_due=self.publisher.wake if self.publisher else lambda: None,
             caught_up_at=lambda: self._reader.caught_up_at,
         )
+        self._readiness = Readiness(wiring.checks(self._settings))
+        self._reload_asked = False
 
         self._flood = Flood(
             wiring.flood_options(self._settings),
@@ -98,21 +112,22 @@ class DatabaseWriterService:
 
     def run(self) -> None:
         """The promise, in order: nothing is acknowledged before its COMMIT, nothing read past a stop."""
+        laps = self._stats.laps
         try:
             self._open()
-            while self._reader.has_more or not self._stop.is_set():
-                if self.publisher:
-                    self.publisher.raise_failure()
+            while self._goes_on():
                 entries, redelivered = self._next()
                 if entries:
+                    laps.done(Stage.READ)
                     if not self._flood.on:
                         self._reader.read_ahead()  # the next ones come while these are written
-                    began = time.monotonic()
                     batch = parse_batch(self._parser, entries, time.time_ns() // 1000, redelivered)
+                    laps.done(Stage.PARSE)
                     outcome = self._writer.write(batch)  # returns after COMMIT
+                    laps.done(Stage.WRITE)
                     outcome = self._flood.sift(outcome)  # in a flood, dead letters wait
                     self._reader.settle(outcome)  # dead-letter, acknowledge, count: one step
-                    self._log_batch(outcome, redelivered, time.monotonic() - began)
+                    self._log_batch(outcome, redelivered, laps.done(Stage.SETTLE))
                     self._stop.pause(self._settings.processing_interval_sec)
                 if not self._stop.is_set():
                     self._writer.upkeep()
@@ -153,16 +168,64 @@ class DatabaseWriterService:
     def health_check(self) -> dict[str, object]:
         """Whether the worker runs and reaches its servers, and its counts. Never raises.
 
-        Keys: `running`, `redis`, `database`, `paused` (booleans) and `stats`. `paused`: a flood of dead
-        letters holds it, and waits for somebody. Takes up to about 5 s when a server does not answer.
+        Keys: `running`, `redis`, `database`, `schema`, `live` (the loop gets on), `ready` (all of them),
+        `paused` (a flood of dead letters holds it, and waits for somebody), and `stats`: what `/readyz` and
+        `/livez` say. Takes up to about 10 s when a server does not answer.
         """
+        found = {name: said == OK for name, said in self._readiness.look(fresh=True).items()}
+        live = not self.signs().stuck
+        ready = live and self._running and all(found.values())
         return {
             "running": self._running,
-            "redis": self._reaches_redis(),
-            "database": self._reaches_database(),
+            **found,
+            "live": live,
+            "ready": ready,
             "paused": self._flood.on,
             "stats": self._stats.as_dict(),
         }
+
+    def signs(self) -> Signs:
+        """What it shows of itself while it runs."""
+        publisher, settings = self.publisher, self._settings
+        # A question to Redis may take BATCH_TIMEOUT_SEC and 10 s more.
+        longest_sec = max(settings.db_timeout_sec, settings.batch_timeout_sec)
+        shown = WorkerSigns(
+            self._stats,
+            started=lambda: self._running,
+            backlog=lambda: self._reader.backlog,
+            connected=lambda: self._writer.connected,
+            publishing=lambda: publisher.connected if publisher else None,
+        )
+        return Signs(
+            progress=self._stop.progress,
+            stuck_after_sec=settings.health_stuck_sec + longest_sec,
+            started=lambda: self._running,
+            stopping=self._stop.is_set,
+            checks=self._readiness.look,
+            samples=shown.samples,
+            status=shown.status,
+            reload=self._ask_reload,
+        )
+
+    def _is_asked(self) -> bool:
+        """Whether anybody may want to know how far behind the group is, which takes looks at Redis."""
+        return bool(self._settings.health_port or "NOTIFY_SOCKET" in os.environ)
+
+    def _ask_reload(self) -> None:
+        self._reload_asked = True
+
+    def _goes_on(self) -> bool:
+        """Whether there is another round; what is to be done at its beginning is done."""
+        if self._stop.is_set() and not self._reader.has_more:
+            return False
+        self._stop.progress.made()
+        if self._reload_asked:
+            self._reload_asked = False
+            self._writer.reload()
+        if self.publisher:
+            self.publisher.raise_failure()
+        self._stats.laps.begin()
+        return True
 
     def _open(self) -> None:
         structlog.contextvars.bind_contextvars(consumer=self._settings.consumer_name)
@@ -245,22 +308,12 @@ class DatabaseWriterService:
             ms=round(seconds * 1000, 1),
         )
 
-    def _reaches_redis(self) -> bool:
-        try:
-            client = redis_client.connect(self._settings.redis_servers(), timeout_sec=3)
-            with client:
-                return bool(client.ping())
-        except (redis.RedisError, OSError, ValueError):
-            return False
 
-    def _reaches_database(self) -> bool:
-        try:
-            url = self._settings.database_url.get_secret_value()
-            with database.connect(url, timeout_sec=3) as connection:
-                connection.execute("select 1")
-                return True
-        except (psycopg.Error, OSError):
-            return False
+def worker(settings: Settings) -> int:
+    """Run a worker."""
+    service = DatabaseWriterService(settings)
+    vitals = wiring.vitals(settings, "worker", service.signs(), os.environ, config.load)
+    return serve(service, "worker", left="pending", vitals=vitals)
 
 
 def bridge() -> int:
@@ -268,7 +321,9 @@ def bridge() -> int:
     settings = config.load_edge()
     log.configure(settings.log_level, settings.log_format)
     stop = StopFlag(settings.shutdown_timeout_sec)
-    return serve(Bridge(wiring.bridge_options(settings), stop), "bridge", left="unacknowledged")
+    service = Bridge(wiring.bridge_options(settings), stop)
+    vitals = wiring.vitals(settings, "bridge", service.signs(), os.environ, config.load_edge)
+    return serve(service, "bridge", left="unacknowledged", vitals=vitals)
 
 
 def query(settings: Settings) -> int:
@@ -282,7 +337,9 @@ def query(settings: Settings) -> int:
             "pip install --require-hashes -r requirements/query.txt"
         ) from None
     stop = StopFlag(settings.shutdown_timeout_sec)
-    return serve(QueryServer(wiring.query_options(settings), stop), "query", left="nothing")
+    service = QueryServer(wiring.query_options(settings), stop)
+    vitals = wiring.vitals(settings, "query", service.signs(), os.environ, config.load)
+    return serve(service, "query", left="nothing", vitals=vitals)
 
 
 def dashboard(settings: Settings) -> int:
@@ -297,7 +354,9 @@ def dashboard(settings: Settings) -> int:
             "pip install --require-hashes -r requirements/dashboard.txt"
         ) from None
     stop = StopFlag(settings.shutdown_timeout_sec)
-    return serve(DashboardServer(wiring.dashboard_options(settings), stop), "dashboard", left="nothing")
+    service = DashboardServer(wiring.dashboard_options(settings), stop)
+    vitals = wiring.vitals(settings, "dashboard", service.signs(), os.environ, config.load)
+    return serve(service, "dashboard", left="nothing", vitals=vitals)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -310,6 +369,7 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("bridge", help="carry what an MQTT broker sends into the streams")
     commands.add_parser("query", help="answer over gRPC what is stored")
     commands.add_parser("dashboard", help="serve the live page")
+    commands.add_parser("health", help="ask whether the process at HEALTH_PORT gets on", add_help=False)
     verifying = commands.add_parser("verify", help="prove that every entry is accounted for")
     verifying.add_argument("--json", action="store_true", help="print one JSON object")
     thresholds.add_arguments(commands)
@@ -321,6 +381,8 @@ def main(arguments: Sequence[str]) -> int:
     checks.add_arguments(commands, wiring.mqtt_options, parts)
     dead_letters.add_arguments(commands, wiring.limits)
     simulate.add_arguments(commands)
+    if [*arguments[:1]] == ["health"]:
+        return probe.main(arguments[1:])
     chosen = parser.parse_args(arguments)
     if "action" in chosen and not chosen.action:
         chosen.show_help()
@@ -343,7 +405,7 @@ def main(arguments: Sequence[str]) -> int:
             return verify.main(settings, as_json=chosen.json)
         if "action" in chosen:
             return int(chosen.run(settings, chosen))
-        return serve(DatabaseWriterService(settings), "worker", left="pending")
+        return worker(settings)
     except ConfigError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 2

@@ -205,7 +205,9 @@ class Recovery:
                 return [entry]
             self._alone = None
             sentence = f"delivered {entry.deliveries} times, and it ended the worker when tried alone"
-            self._settler.settle([Settled(entry, Fate.DEAD_LETTERED, Rejection(Reason.POISON, sentence))])
+            poison = [Settled(entry, Fate.DEAD_LETTERED, Rejection(Reason.POISON, sentence))]
+            self._settler.settle(poison)
+            self._settler.note_letters(poison)
             execute(self._client, "HDEL", self._keys.alone, name)
             structlog.get_logger().error("entry_is_poison", deliveries=entry.deliveries)
         return []

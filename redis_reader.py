@@ -32,6 +32,7 @@ from redis_server import RedisServer
 from refusals import is_refused
 from retry import Patience, StopFlag
 from rounds import Rounds
+from sampling import Backlog, Sampler
 from schema import Entry, Outcome
 from settlement import Settler
 from sharing import Sharing
@@ -54,7 +55,7 @@ def _passes(error: BaseException) -> bool:
 class ReaderOptions:
     """Plain values of the settings that reading depends on. Times in seconds.
 
-    `named_streams` are read whether they match `pattern` or not.
+    `named_streams` are read whether they match `pattern` or not. `sample`: keep `backlog` up to date.
     """
 
     group: str
@@ -72,6 +73,7 @@ class ReaderOptions:
     share_above_streams: int = 64
     worker_timeout_sec: float = 5.0
     named_streams: tuple[str, ...] = ()
+    sample: bool = False
 
 
 class RedisReader:
@@ -138,6 +140,14 @@ class RedisReader:
             clock=clock,
             named=options.named_streams,
             share_of=self._sharing.share_of,
+        )
+        self._sampler = Sampler(
+            client,
+            keys,
+            self._sharing,
+            group=options.group,
+            dead_letter_stream=options.dead_letter_stream,
+            clock=clock,
         )
         polling = Polling(self._streams.ask, options.quiet_poll_sec, clock)
         self._recovery = Recovery(
@@ -243,6 +253,9 @@ class RedisReader:
         again = self._recovery.want_own
         self._patience.call(lambda: self._ahead.settle(outcome.settled), on_error=again, in_hand=True)
         self._patience.call(self._recovery.excuse, in_hand=True)
+        self._settler.note_batch(outcome.settled)
+        if outcome.readings_rejected:
+            self._settler.note_letters(outcome.settled)
         self._stats.batches_processed += 1
         self._stats.readings_written += outcome.readings_stored
         self._stats.readings_duplicate += outcome.readings_duplicate
@@ -264,6 +277,10 @@ class RedisReader:
             self._patience.call(self._keep_name, on_error=self._recovery.want_own)
         if self._clock() >= self._sharing.next_beat:
             self._patience.call(self._beat, on_error=self._recovery.want_own)
+        if self._options.sample and self._clock() >= self._sampler.due_at:
+            self._patience.call(
+                lambda: self._sampler.step(self._streams.keys), on_error=self._recovery.want_own
+            )
         due = self._options.stream_retention_sec and self._clock() >= self._next_trim
         if due and self._patience.call(lambda: self._trimmer.trim(self._streams.keys)):
             self._next_trim = self._clock() + self._trimmer.interval_sec
@@ -284,6 +301,11 @@ class RedisReader:
     def part(self) -> float:
         """The part of all streams that this worker reads, about."""
         return self._sharing.part
+
+    @property
+    def backlog(self) -> Backlog | None:
+        """How far this worker's part of the group is behind; None before the first look. For any thread."""
+        return self._sampler.latest
 
     def finish(self) -> None:
         """Have everything that was settled certain."""

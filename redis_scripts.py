@@ -162,7 +162,7 @@ return made
 # any entry's fields, which may be heavy. Returns nothing where there is no such stream, else: entries
 # added, length, the first unread entry's ID or ''; and where the group is there: entries read and lag,
 # each nil where Redis does not know, and both forms of XPENDING, empty where nothing is.
-BACKLOG = """#!lua flags=no-writes
+BACKLOG = """
 local function named(flat)
     local found = {}
     for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end

@@ -15,7 +15,8 @@ from typing import TypeVar
 import structlog
 import tenacity
 
-from metrics import CountsErrors
+from counting import CountsErrors
+from progress import Progress
 
 T = TypeVar("T")
 FIRST_REPEAT_SEC = 10.0
@@ -35,13 +36,15 @@ class StopFlag:
     """Asks a worker to stop, and tells how long it may take.
 
     `set` may be called from any thread and from a signal handler. So there is no lock in here: an Event
-    would deadlock when its own waiter is interrupted by the handler that sets it.
+    would deadlock when its own waiter is interrupted by the handler that sets it. Whoever waits, waits
+    here, so `progress` is noted here: a wait that goes on is no loop that is stuck.
     """
 
     def __init__(self, timeout_sec: float, clock: Callable[[], float] = monotonic) -> None:
         self._timeout_sec = timeout_sec
         self._clock = clock
         self._deadline: float | None = None
+        self.progress = Progress(clock)
 
     def set(self) -> None:
         if self._deadline is None:
@@ -60,13 +63,16 @@ class StopFlag:
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless and until a stop comes."""
+        self.progress.made()
         ends = self._clock() + seconds
         while not self.is_set() and (left := ends - self._clock()) > 0:
             sleep(min(left, REACTION_SEC))
+            self.progress.made()
 
     def wait(self, seconds: float) -> None:
         """Pause between two attempts, also once a stop was asked for: then short."""
         if self.is_set():
+            self.progress.made()
             sleep(max(REACTION_SEC, min(seconds, 1.0, self._left())))
         else:
             self.pause(seconds)
@@ -145,6 +151,7 @@ class Patience:
         rng: random.Random | None = None,
     ) -> None:
         self.outage = Outage(server)
+        self._server = server
         self._stop = stop
         self._stats = stats
         self._longest_sec = longest_sec
@@ -160,7 +167,8 @@ class Patience:
 
         def failed(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
-            self._stats.errors += 1
+            self._stats.failed(self._server, type(error).__name__)
+            self._stop.progress.made()  # the attempt has ended
             if error is not None:
                 self.outage.failed(error, stopping=self._stop.is_set())
             on_error()
@@ -177,7 +185,10 @@ class Patience:
             result = retrying(attempt)
         except _GaveUp as gave_up:
             raise Stopping(str(gave_up.last_attempt.exception()), in_hand=in_hand) from gave_up
-        self.outage.over()
+        self._stop.progress.made()
+        if self.outage:
+            self._stats.recovered(self._server)
+            self.outage.over()
         return result
 
     def _backoff(self, state: tenacity.RetryCallState) -> float:

@@ -73,6 +73,20 @@ class Settler:
             for fate, count in zip(reply[::2], reply[1::2], strict=True):
                 self._count(Fate(fate.decode()), int(count))
 
+    def note_letters(self, settled: Sequence[Settled]) -> None:
+        """Count the dead letters that were made, by reason."""
+        for item in fates.letters(settled):
+            if item.rejection is not None:
+                self._stats.lettered(item.rejection.reason.value)
+
+    def note_batch(self, settled: Sequence[Settled]) -> None:
+        """Count a batch, and how long its first and its last entry have taken since they arrived."""
+        self._stats.batch_entries.observe(len(settled))
+        now_ms = self._wall_ms()
+        for place in {0, len(settled) - 1} if settled else ():
+            arrived = int(settled[place].entry.id.partition(b"-")[0])
+            self._stats.entry_age_sec.observe(max(0, now_ms - arrived) / 1000)
+
     def _settle_wide(self, call: SettleCall) -> None:
         """One dead letter with more fields than a Lua call can take: the same in one MULTI.
 

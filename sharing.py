@@ -120,10 +120,12 @@ class Sharing:
         if self._divided:
             self._divided_until = self._clock() + 3 * self._interval_sec
         self._divided = len(self._workers) > 1 and len(streams) > least
-        if not self._divided:
-            return list(streams)
+        return self.part_of(streams) if self._divided else list(streams)
+
+    def part_of(self, streams: Sequence[bytes]) -> list[bytes]:
+        """As `share_of`, but divided however few there are: each is one worker's."""
         slots = self._slots
-        if len(slots) > 2 * len(streams):
+        if len(slots) > 2 * len(streams) + 1000:
             slots.clear()  # of streams that are gone
         for stream in streams:
             if stream not in slots:

@@ -8,7 +8,7 @@ from typing import Any
 import redis
 
 import redis_client
-from metrics import CountsErrors
+from counting import CountsErrors
 from refusals import is_refused
 from retry import Patience, StopFlag
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from zoneinfo import ZoneInfo
 
@@ -11,6 +12,8 @@ from dashboard.options import DashboardOptions, PipelineOptions
 from db_writer import WriterOptions
 from edge_settings import EdgeSettings
 from flood import FloodOptions
+from health.notify import Notifier
+from health.vitals import HealthOptions, Vitals
 from mqtt.alerts import AlertPublisher, PublisherOptions
 from mqtt.bridge import BridgeOptions
 from mqtt.filters import filters_of
@@ -19,10 +22,13 @@ from mqtt.layout import shard_names
 from mqtt.options import MqttOptions, Session, Will
 from parse import Limits
 from query.options import QueryOptions, Tls, is_loopback
+from readiness import Check, database_check, redis_check
 from redis_reader import ReaderOptions
 from redis_scripts import Keys
 from schema import EventKind, PayloadFormat
+from serving import reread_logs
 from setting_types import MqttProtocol, UnknownSeries, Unmatched
+from signs import Signs
 from stream_glob import compiled
 
 # What the streams of `Settings.event_streams` hold, in their order.
@@ -51,7 +57,7 @@ def limits(settings: EdgeSettings) -> Limits:
     )
 
 
-def reader_options(settings: Settings) -> ReaderOptions:
+def reader_options(settings: Settings, *, sample: bool = False) -> ReaderOptions:
     return ReaderOptions(
         group=settings.consumer_group_name,
         consumer=settings.consumer_name,
@@ -69,6 +75,7 @@ def reader_options(settings: Settings) -> ReaderOptions:
         # a worker that pauses between batches lives
         worker_timeout_sec=settings.worker_timeout_sec + settings.processing_interval_sec,
         named_streams=settings.event_streams(),
+        sample=sample,
     )
 
 
@@ -158,7 +165,36 @@ def bridge_options(settings: EdgeSettings) -> BridgeOptions:
         status_topic=topic,
         reserved=(settings.dead_letter_stream, *settings.event_streams()),
         shutdown_sec=settings.shutdown_timeout_sec,
+        stuck_sec=settings.health_stuck_sec,
     )
+
+
+def checks(settings: Settings) -> tuple[Check, ...]:
+    """What a worker needs of its servers."""
+    table, timescale = settings.table_name, settings.enable_timescale
+    url = settings.database_url.get_secret_value()
+    return redis_check(settings.redis_servers()), database_check(url, table, enable_timescale=timescale)
+
+
+def vitals(
+    settings: EdgeSettings,
+    role: str,
+    signs: Signs,
+    environment: Mapping[str, str],
+    load: Callable[[], EdgeSettings],
+) -> Vitals:
+    """What tells of a process. `load` reads the settings again, at a reload."""
+
+    def reload() -> None:
+        signs.reload()
+        reread_logs(load)
+
+    options = HealthOptions(
+        host=settings.health_host,
+        port=settings.health_port,
+        shutdown_sec=settings.shutdown_timeout_sec,
+    )
+    return Vitals(options, role, replace(signs, reload=reload), Notifier(environment))
 
 
 def publisher_of(settings: Settings) -> AlertPublisher | None:
@@ -202,6 +238,7 @@ def query_options(settings: Settings) -> QueryOptions:
         most_streams=settings.query_streams,
         timeout_sec=settings.query_timeout_sec,
         shutdown_sec=settings.shutdown_timeout_sec,
+        stuck_sec=settings.health_stuck_sec,
         tls=tls,
         token=token.get_secret_value() if token else None,
         delete_token=delete_token.get_secret_value() if delete_token else None,
@@ -237,6 +274,7 @@ def dashboard_options(settings: Settings) -> DashboardOptions:
         clients=settings.dashboard_clients,
         timeout_sec=settings.dashboard_timeout_sec,
         shutdown_sec=settings.shutdown_timeout_sec,
+        stuck_sec=settings.health_stuck_sec,
         pipeline=PipelineOptions(
             redis=settings.redis_servers(),
             group=settings.consumer_group_name,

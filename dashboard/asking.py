@@ -59,6 +59,16 @@ class Asking:
                 raise
             raise told from error
 
+    @property
+    def in_use(self) -> int:
+        """Questions that are being asked now. Any thread may ask."""
+        return min(self._waiting, WORKERS)
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for a question."""
+        return self._connections.idle
+
     def close(self) -> None:
         """Take back what is idle, and wait for nothing."""
         self._connections.close()

@@ -38,6 +38,7 @@ class DashboardOptions:
     clients: int
     timeout_sec: float
     shutdown_sec: float
+    stuck_sec: float = 60.0
     pipeline: PipelineOptions
     tls: Tls | None = None
     password: str | None = field(default=None, repr=False)

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 import database
+import metrics
 from config import ConfigError
 from dashboard.access import Access
 from dashboard.asking import Asking
@@ -32,10 +33,12 @@ from dashboard.routes import Routes
 from dashboard.watching import Watching
 from live import Told
 from live_listener import Following
-from metrics import Stats
+from metrics import Sample, Stats
+from progress import Progress, Slowest
 from query.options import Tls, is_loopback
-from query.pulse import Pulse
+from query.pulse import LONGEST_BEAT_SEC, Pulse
 from retry import StopFlag, Stopping
+from signs import Signs
 
 _LOOK_SEC = 0.1
 _MOST_MESSAGE = 4_096  # a page says nothing
@@ -64,13 +67,17 @@ class DashboardServer:
             enable_timescale=options.enable_timescale,
             name="dashboard",
         )
+        self._stats = Stats()
         self._following = Following(
             options.database_url,
             stop,
-            Stats(),
+            self._stats,
             lambda told: self._hear(told),
             direct_url=options.direct_url,
         )
+        self._loop = Progress()
+        self._hub: Hub | None = None
+        self._asking: Asking | None = None
         self.serving = False
         self.port: int | None = None
 
@@ -94,6 +101,27 @@ class DashboardServer:
         """Take no more requests, end every page's connection, and end `run`. Returns at once."""
         self._stop.set()
 
+    def signs(self) -> Signs:
+        """What it shows of itself while it runs."""
+        return Signs(
+            progress=Slowest(self._pulse.progress, self._loop),
+            stuck_after_sec=self._options.stuck_sec + LONGEST_BEAT_SEC,
+            started=lambda: self.serving,
+            stopping=self._stop.is_set,
+            checks=self._pulse.check,
+            samples=self._samples,
+            status=lambda: "serves" if self._pulse.answers else "the database does not answer",
+        )
+
+    def _samples(self) -> Iterator[Sample]:
+        yield from metrics.of_servers(self._stats)
+        yield from self._pulse.samples()
+        yield metrics.LISTENING, (), int(self._following.connected)
+        if self._hub is not None and self._asking is not None:
+            yield metrics.PAGES, (), len(self._hub.clients)
+            yield metrics.CONNECTIONS, ("in_use",), self._asking.in_use
+            yield metrics.CONNECTIONS, ("idle",), self._asking.idle
+
     def _first_look(self) -> None:
         """A wrong password and a schema that does not fit are told now, not on every page."""
         try:
@@ -108,8 +136,8 @@ class DashboardServer:
 
     async def _serve(self, listener: socket.socket, assets: Assets) -> None:
         options, loop = self._options, asyncio.get_running_loop()
-        hub = Hub(options.clients)
-        asking = Asking(options.database_url, options.timeout_sec)
+        hub = self._hub = Hub(options.clients)
+        asking = self._asking = Asking(options.database_url, options.timeout_sec)
         gauge = Gauge(options.pipeline)
         watching = Watching(
             hub,
@@ -195,6 +223,7 @@ class DashboardServer:
 
     async def _end(self, server: uvicorn.Server) -> None:
         while not self._stop.is_set() and self._failure is None:
+            self._loop.made()
             await asyncio.sleep(_LOOK_SEC)
         server.should_exit = True
 

@@ -14,9 +14,10 @@ from paho.mqtt import client as paho
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+import metrics
 import redis_client
 from config import ConfigError
-from metrics import BridgeStats
+from metrics import BridgeStats, Sample
 from mqtt.carried import Carried
 from mqtt.client import Link
 from mqtt.filters import overlapping
@@ -25,10 +26,12 @@ from mqtt.layout import Addition, Composer, Route, Router
 from mqtt.options import MqttOptions
 from mqtt.subscriptions import Subscriptions
 from parse import Limits
+from readiness import Readiness, redis_check
 from redis_servers import RedisServers
 from refusals import refusal, refused_connection
 from retry import StopFlag, Stopping, describe
 from setting_types import Layout
+from signs import OK, Signs
 from stream_writer import StreamWriter
 
 IDLE_SEC = 0.2  # how soon a stop is noticed while nothing comes
@@ -63,6 +66,7 @@ class BridgeOptions:
     status_topic: str = ""
     reserved: tuple[str, ...] = ()
     shutdown_sec: float = 30.0
+    stuck_sec: float = 60.0
 
 
 class Bridge:
@@ -100,15 +104,17 @@ class Bridge:
             options.mqtt, options.filters, options.share, self._link.complain
         )
         self._carried = Carried(self._stats, clock)
-        self._told_granted = False
+        self._told_granted = self._ever_granted = False
         self._away = False  # left the broker until the queue has room again
         self._running = False
+        self._readiness = Readiness([redis_check(options.redis)])
 
     def run(self) -> None:
         """The promise, in order: added, confirmed, acknowledged."""
         try:
             self._start()
             while not self._finished():
+                self._stop.progress.made()
                 self._tend()
                 options = self._options
                 batch = self._intake.take(
@@ -143,13 +149,42 @@ class Bridge:
         Keys: `running`, `mqtt` (connected, and every subscription granted), `redis` (booleans), `waiting`
         (messages in the queues) and `stats`. Takes up to about 5 s when Redis does not answer.
         """
+        checks = self._checks(fresh=True)
         return {
             "running": self._running,
-            "mqtt": self._link.connected and self._subscriptions.granted,
-            "redis": self._reaches_redis(),
+            **{name: said == OK for name, said in checks.items()},
             "waiting": self._intake.waiting(),
             "stats": self._stats.as_dict(),
         }
+
+    def signs(self) -> Signs:
+        """What it shows of itself while it runs."""
+        return Signs(
+            progress=self._stop.progress,
+            stuck_after_sec=self._options.stuck_sec + REDIS_TIMEOUT_SEC,
+            started=lambda: self._ever_granted,
+            stopping=self._stop.is_set,
+            checks=self._checks,
+            samples=self._samples,
+            status=self._status,
+        )
+
+    def _checks(self, *, fresh: bool = False) -> dict[str, str]:
+        broker = OK if self._subscriptions.granted else "not subscribed"
+        return {
+            **self._readiness.look(fresh=fresh),
+            "mqtt": broker if self._link.connected else "not connected",
+        }
+
+    def _samples(self) -> Iterator[Sample]:
+        yield from metrics.of_bridge(self._stats)
+        yield metrics.BRIDGE_WAITING, (), self._intake.waiting()
+        yield metrics.BRIDGE_BOUND, (), self._options.bounds.count
+        yield metrics.BRIDGE_CONNECTED, (), int(self._link.connected and self._subscriptions.granted)
+
+    def _status(self) -> str:
+        where = "" if self._link.connected else "; off the broker"
+        return f"{self._stats.messages_added:,} messages added, {self._intake.waiting():,} wait{where}"
 
     # The bridge's thread
 
@@ -210,6 +245,7 @@ class Bridge:
         if subscriptions.granted != self._told_granted:
             self._told_granted = subscriptions.granted
             if self._told_granted:
+                self._ever_granted = True
                 structlog.get_logger().info("mqtt_subscribed", filters=len(subscriptions.wanted))
         if subscriptions.former and subscriptions.former_gone:
             self._writer.forget_filters(self._options.mqtt.client_id, subscriptions.former)
@@ -249,13 +285,6 @@ class Bridge:
         ends = self._clock() + seconds
         while not condition() and self._clock() < ends:
             self._stop.wait(0.0)
-
-    def _reaches_redis(self) -> bool:
-        try:
-            with redis_client.connect(self._options.redis, timeout_sec=3) as client:
-                return bool(client.ping())
-        except (redis.RedisError, OSError, ValueError):
-            return False
 
     # paho's thread: nothing here may wait
 

@@ -11,10 +11,10 @@ import database
 import schema_check
 from config import Settings
 from database import BoundedConnection
-from models import ROLLUPS
 from ops.verify import Check
 from retry import describe
 from schema_check import SchemaMismatch, TableKind
+from tables import ROLLUPS
 
 _MOST_SKEW_SEC = 5.0
 _SERVER = """

@@ -44,6 +44,8 @@ class Calls:
         self._answers = answers
         self._connections = Connections(url, min(_SETTLE_SEC, timeout_sec))
         self._permits = threading.BoundedSemaphore(workers)
+        self._lock = threading.Lock()
+        self.in_use = 0  # calls that use the database now
         self._cancellers = ThreadPoolExecutor(_CANCELLERS, "cancel")
 
     def ask(self, context: Context, work: Callable[[BoundedConnection], T], *, writes: bool = False) -> T:
@@ -58,6 +60,7 @@ class Calls:
         )
         if not self._permits.acquire(timeout=max(0.0, deadline - monotonic())):
             raise self._busy()
+        self._count(1)
         try:
             return self._transaction(context, work, deadline, writes=writes)
         except psycopg.Error as error:
@@ -66,7 +69,17 @@ class Calls:
                 raise
             raise refusal from error
         finally:
+            self._count(-1)
             self._permits.release()
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for a call."""
+        return self._connections.idle
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self.in_use += change
 
     def close(self) -> None:
         """Take back what is idle, and wait for nothing."""

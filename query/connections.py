@@ -57,6 +57,11 @@ class Connections:
                 return
         connection.close()
 
+    @property
+    def idle(self) -> int:
+        """How many wait for a call. Any thread may ask."""
+        return len(self._idle)
+
     def close(self) -> None:
         self._closed = True
         self._drop_idle()

@@ -35,6 +35,7 @@ class QueryOptions:
     most_streams: int
     timeout_sec: float
     shutdown_sec: float
+    stuck_sec: float = 60.0
     tls: Tls | None = None
     token: str | None = field(default=None, repr=False)
     delete_token: str | None = field(default=None, repr=False)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 import structlog
 
 import database
+import metrics
 import schema_check
 from database import BoundedConnection
+from metrics import Sample
+from progress import Progress
 from retry import StopFlag, describe
 from schema_check import SchemaMismatch
+from signs import OK
 
 _BEAT_SEC = 1.0
 _ANSWER_SEC = 3.0
+LONGEST_BEAT_SEC = 30.0  # connecting to a host that has several addresses, and a few questions
 
 
 class Pulse:
@@ -42,14 +47,29 @@ class Pulse:
         self._name = name
         self._connection: BoundedConnection | None = None
         self._reason = ""
+        self._mismatch = ""  # what is wrong with the schema
         self.answers = False
+        self.progress = Progress()
 
     def run(self) -> None:
         """Returns after a stop. Raises what is no outage."""
         while not self._stop.is_set():
+            self.progress.made()
             self._beat()
+            self.progress.made()
             self._stop.pause(_BEAT_SEC)
         self.close()
+
+    def check(self) -> dict[str, str]:
+        """As `readiness` has it, from the last beat. From any thread."""
+        if self.answers:
+            return {"database": OK, "schema": OK}
+        if self._mismatch:
+            return {"database": OK, "schema": self._mismatch}
+        return {"database": "no answer", "schema": "unknown"}
+
+    def samples(self) -> Iterator[Sample]:
+        yield metrics.ANSWERS, (), int(self.answers)
 
     def first(self) -> None:
         """Before `run`: raises `SchemaMismatch`, and psycopg errors as they come."""
@@ -61,11 +81,13 @@ class Pulse:
             self._ask()
         except SchemaMismatch as mismatch:
             self.close()
+            self._mismatch = str(mismatch)
             self._change(False, str(mismatch))
         except psycopg.Error as error:
             self.close()
             if not database.is_world(error):
                 raise
+            self._mismatch = ""
             self._change(False, describe(error))
         else:
             self._change(True, "")

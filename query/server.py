@@ -6,7 +6,7 @@ import contextlib
 import logging
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -18,20 +18,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import database
+import metrics
 from config import ConfigError
 from live_listener import Following
-from metrics import Stats
+from metrics import Sample, Stats
 from query import collector_pb2 as pb
 from query.access import Access
 from query.calls import Calls
 from query.collector_pb2_grpc import add_CollectorServiceServicer_to_server
 from query.interceptor import AccessInterceptor
 from query.options import QueryOptions, Tls
-from query.pulse import Pulse
+from query.pulse import LONGEST_BEAT_SEC, Pulse
 from query.service import CollectorService
 from query.silence import BESIDE, Silence, SilenceInterceptor
 from query.streams import Hub, Streams
 from retry import StopFlag, Stopping
+from signs import Signs
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CollectorService"].full_name
 WAITING_PER_WORKER = 16  # calls that wait for their turn, for each that has it
@@ -65,11 +67,12 @@ class QueryServer:
         self._calls = Calls(
             options.database_url, options.workers, options.timeout_sec, lambda: self._pulse.answers
         )
-        self._following = Following(
-            options.database_url, stop, Stats(), self.hub.hear, direct_url=options.direct_url
-        )
         self._threads: ThreadPoolExecutor | None = None
         self.port: int | None = None
+        self._stats = Stats()
+        self._following = Following(
+            options.database_url, stop, self._stats, self.hub.hear, direct_url=options.direct_url
+        )
 
     def run(self) -> None:
         """Serve, and at a stop finish the calls in hand."""
@@ -96,6 +99,26 @@ class QueryServer:
     def stop(self) -> None:
         """Take no more calls, finish those in hand, and end `run`. Returns at once and takes no lock."""
         self._stop.set()
+
+    def signs(self) -> Signs:
+        """What it shows of itself while it runs."""
+        return Signs(
+            progress=self._pulse.progress,
+            stuck_after_sec=self._options.stuck_sec + LONGEST_BEAT_SEC,
+            started=lambda: self.port is not None,
+            stopping=self._stop.is_set,
+            checks=self._pulse.check,
+            samples=self._samples,
+            status=lambda: "answers" if self._pulse.answers else "the database does not answer",
+        )
+
+    def _samples(self) -> Iterator[Sample]:
+        yield from metrics.of_servers(self._stats)
+        yield from self._pulse.samples()
+        yield metrics.LISTENING, (), int(self._following.connected)
+        yield metrics.CONNECTIONS, ("in_use",), self._calls.in_use
+        yield metrics.CONNECTIONS, ("idle",), self._calls.idle
+        yield metrics.QUERY_STREAMS, (), self.hub.count
 
     def _first_look(self) -> None:
         """A wrong password and a schema that does not fit are told now, not to every caller."""

@@ -72,6 +72,11 @@ class Hub:
         self._all: set[Subscription] = set()
         self.stopped = False
 
+    @property
+    def count(self) -> int:
+        """Subscriptions now. Any thread may ask."""
+        return len(self._all)
+
     @contextmanager
     def subscribed(self, series: Iterable[Series]) -> Iterator[Subscription]:
         """A subscription until the block ends."""

@@ -21,6 +21,7 @@ class Child:
 
     def __init__(self, name: str, home: Path, environment: Mapping[str, str], *command: str) -> None:
         self.name = name
+        self.environment = environment
         self.log = home / f"{name}.log"
         with self.log.open("ab") as log:
             self._began = log.tell()

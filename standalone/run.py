@@ -40,7 +40,7 @@ from standalone.children import Child
 from standalone.mqtt_broker import MqttBroker
 from standalone.options import arguments
 from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey
-from standalone.services import start_services
+from standalone.services import start_services, with_health
 
 _DATA = Path(__file__).parent / "data"
 DRAIN_SEC = 10.0
@@ -173,6 +173,8 @@ class Standalone:
             if demo:
                 demo.wait_for("mqtt_connected", DRAIN_SEC)  # --for counts from here
             self._out.print("✓ worker and bridge started" + (", and 16 simulated devices" if demo else ""))
+            health = worker.environment["HEALTH_PORT"]
+            self._out.print(f"  health: http://127.0.0.1:{health}/readyz and /metrics of the worker")
             for service in services:
                 self._out.print(f"  the {service.name}: {service.address}", soft_wrap=True)
             self._out.print(
@@ -274,7 +276,7 @@ class Standalone:
             return alerts, [screen.Newest(*row) for row in connection.execute(query)]
 
     def _child(self, stack: contextlib.ExitStack, name: str, *command: str) -> Child:
-        child = Child(name, self._home, self._environment, *command)
+        child = Child(name, self._home, with_health(self._environment, name), *command)
         stack.callback(child.end)
         return child
 

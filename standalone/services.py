@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from standalone.children import Child
 from standalone.mqtt_broker import free_port
 
 _STARTED_SEC = 10.0
+# Where each process tells of itself, where that is free: /livez, /readyz, /metrics.
+_HEALTH_PORTS = {"worker": 9464, "bridge": 9465, "query": 9466, "dashboard": 9467}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +32,12 @@ class _Kind:
     package: str
     usual_port: int
     address: str
+
+
+def with_health(environment: Mapping[str, str], command: str) -> dict[str, str]:
+    """`environment`, and a port on which the process of this command tells of itself."""
+    port = free_port(_HEALTH_PORTS[command]) if command in _HEALTH_PORTS else 0
+    return {**environment, "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port)}
 
 
 _KINDS = (
@@ -63,7 +72,7 @@ def _start(kind: _Kind, home: Path, environment: dict[str, str], stack: contextl
     for preferred in (kind.usual_port, 0):  # somebody may take a port that has just been free
         port = free_port(preferred)
         environment[setting] = str(port)
-        child = Child(kind.command, home, environment, kind.command)
+        child = Child(kind.command, home, with_health(environment, kind.command), kind.command)
         stack.callback(child.end)
         if child.wait_for(f"{kind.command}_started", _STARTED_SEC) or child.running:
             break

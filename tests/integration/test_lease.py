@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -165,6 +166,22 @@ def test_a_number_that_another_process_has_been_given_since_is_not_taken_for_the
     client.set(KEY, json.dumps(earlier), px=15_000)
     Lease(client, KEY, "mine").renew()
     assert held_by(client)["token"] == "mine"
+
+
+def test_a_holder_of_which_proc_tells_nothing_is_waited_for(
+    client: redis.Redis, holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is with hidepid, and under systemd's ProtectProc=invisible, where another user runs it."""
+    read = Path.read_text
+
+    def hidden(path: Path, *arguments: Any, **options: Any) -> str:
+        if str(path) == f"/proc/{holder.process.pid}/stat":
+            raise FileNotFoundError(path)
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    with pytest.raises(NameTaken):
+        Lease(client, KEY, "mine").renew()
 
 
 def test_a_holder_on_another_host_is_waited_for(client: redis.Redis, holder: Holder) -> None:

@@ -122,6 +122,8 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
         ("STREAM_RETENTION_SEC", "9" * 30, "less than or equal to"),
         ("REDIS_DB", "-1", "greater than or equal to 0"),
         ("BATCH_TIMEOUT_SEC", "0", "greater than 0"),
+        ("HEALTH_PORT", "70000", "less than or equal to 65535"),
+        ("HEALTH_STUCK_SEC", "0", "greater than or equal to 1"),
         ("BATCH_SIZE", "1.5", "valid integer"),
         ("CONSUMER_NAME", "x" * 201, "at most 200"),
         ("MQTT_PROTOCOL", "4", "'3.1.1' or '5'"),

@@ -105,6 +105,15 @@ LOCAL = frozenset(
         "self._wall_ms",
         "self._without_suspects",
         "self.publisher.raise_failure",
+        "laps.done",
+        "self._flood.over",
+        "self._goes_on",
+        "self._keys.ledger_of",
+        "self._note_ages",
+        "self._reader.recall",
+        "self._settler.note_batch",
+        "self._settler.note_letters",
+        "self._stats.commit_sec.observe",
         "structlog.get_logger",
         "structlog.get_logger().error",
         "structlog.get_logger().info",
@@ -121,15 +130,20 @@ NO_PATH = "only after an error, or for other entries than readings; then nothing
 STEPS: dict[str, list[tuple[str, object]]] = {
     "main.DatabaseWriterService.run": [
         ("self._open", START),
-        ("self._reader.recover", BELOW),
-        ("self._reader.read", BELOW),
+        ("self._next", BELOW),
         ("self._reader.read_ahead", BELOW),
         ("self._writer.write", BELOW),
+        ("self._flood.sift", NO_PATH),  # only in a flood of dead letters does it ask anybody
         ("self._reader.settle", BELOW),
         ("self._writer.upkeep", UPKEEP),
         ("self._reader.upkeep", UPKEEP),
         ("self._reader.finish", BELOW),
         ("self._close", BELOW),
+    ],
+    "main.DatabaseWriterService._next": [
+        ("self._reader.finish", BELOW),
+        ("self._reader.recover", BELOW),
+        ("self._reader.read", BELOW),
     ],
     "main.DatabaseWriterService._close": [
         ("self.publisher.stop", NO_PATH),
@@ -168,7 +182,10 @@ STEPS: dict[str, list[tuple[str, object]]] = {
     ],
     "settlement.Settler.settle": [("self._settle_wide", BELOW), ("self._script", ("SETTLE", BEFORE))],
     "settlement.Settler.send": [("self._settle_wide", BELOW), ("line.send", ("SETTLE", BEFORE))],
-    "settlement.Settler._settle_wide": [("pipe.execute", ("SETTLE_WIDE", BEFORE))],
+    "settlement.Settler._settle_wide": [
+        ("self._wide.load", ("SETTLE_WIDE", BEFORE)),
+        ("pipe.execute", ("SETTLE_WIDE", BEFORE)),
+    ],
     "recovery.Recovery.next": [
         ("self.excuse", BELOW),
         ("self._read_own", BELOW),

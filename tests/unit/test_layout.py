@@ -36,7 +36,7 @@ def modules() -> Iterator[tuple[str, Path]]:
     """(room, file) of every first-party module; tests and single migrations are nobody's import."""
     for path in sorted(ROOT.glob("*.py")):
         yield path.stem, path
-    for folder in ("mqtt", "ops", "query", "dashboard", "standalone", "alembic", "benchmarks"):
+    for folder in ("health", "mqtt", "ops", "query", "dashboard", "standalone", "alembic", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if path.parent.name != "versions":
                 yield folder, path

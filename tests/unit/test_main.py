@@ -36,7 +36,7 @@ def test_a_bug_ends_the_worker_with_status_1_and_is_told_without_any_data(
         raise ValueError("room 7, 21.5 degrees")
 
     monkeypatch.setattr(DatabaseWriterService, "run", run)
-    monkeypatch.setattr(serving, "stop_on_signals", lambda _service: None)
+    monkeypatch.setattr(serving, "stop_on_signals", lambda *_: None)
     with capture_logs() as logs:
         assert serving.serve(DatabaseWriterService(config.load()), "worker", left="pending") == 1
     (told,) = logs
@@ -60,6 +60,16 @@ def test_an_unknown_command_is_refused_by_name(capsys: pytest.CaptureFixture[str
         main.main(["nonsense"])
     assert ended.value.code == 2
     assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
+def test_health_asks_the_port_and_needs_no_other_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEALTH_PORT", "1")
+    monkeypatch.delenv("DATABASE_URL")
+    assert main.main(("health",)) == 1
+    assert capsys.readouterr().out.startswith("no answer from 127.0.0.1:1: ")
+    assert main.main(("health", "--loud")) == 2
 
 
 def test_each_event_stream_is_read_as_events_of_its_kind() -> None:
