@@ -29,6 +29,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def programs_with_tls() -> Path | None:
+    """Of the newest server that Debian's packages have put here: the embedded one is built without TLS."""
+    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
+    return max(found, key=lambda path: int(path.parent.name), default=None)
+
+
 class TcpPostgres(Postgres):
     """A server that listens on a port of loopback too. `programs`: of another version than the embedded."""
 

@@ -31,7 +31,7 @@ def is_needed(program: str) -> bool:
     So it is where CI is set, and where SLUICE_TESTS_NEED names it. SLUICE_TESTS_NEED has the last word: the
     empty string says that nothing is needed.
     """
-    usual = "mosquitto chromium pgbouncer redis-tools" if os.environ.get("CI") else ""
+    usual = "mosquitto chromium pgbouncer redis-tools postgresql" if os.environ.get("CI") else ""
     wanted = os.environ.get("SLUICE_TESTS_NEED", usual)
     return program in wanted.split()
 

@@ -33,7 +33,16 @@ from query.collector_pb2 import (
     ResolveAlertRequest,
 )
 from tests.faults import Proxy
-from tests.postgresql import PLAIN, Authority, PgBouncer, TcpPostgres, free_port, in_step, proxy_of
+from tests.postgresql import (
+    PLAIN,
+    Authority,
+    PgBouncer,
+    TcpPostgres,
+    free_port,
+    in_step,
+    programs_with_tls,
+    proxy_of,
+)
 from tests.querying import serving
 from tests.scenarios import StageOf, fault
 from tests.support import ROOT, Daemon, Database, add, books, is_needed, wait_until
@@ -58,12 +67,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def server(server_folder: Path, authority: Authority) -> Iterator[TcpPostgres]:
-    """With TLS on its port, and the accounts of the documentation."""
+    """With the accounts of the documentation, and TLS on its port where there is a server that has it."""
     files = [server_folder / f"setup.{end}" for end in ("pem", "key", "ca")]
-    made = TcpPostgres(
-        server_folder / "setup",
-        ["ssl=on", f"ssl_cert_file={files[0]}", f"ssl_key_file={files[1]}", f"ssl_ca_file={files[2]}"],
-    )
+    options = ["ssl=on", f"ssl_cert_file={files[0]}", f"ssl_key_file={files[1]}", f"ssl_ca_file={files[2]}"]
+    programs = programs_with_tls()
+    made = TcpPostgres(server_folder / "setup", options if programs else [], programs=programs)
     certificate, key = authority.sign("localhost")
     for source, target in zip((certificate, key, authority.certificate), files, strict=True):
         shutil.copy(source, target)
@@ -76,11 +84,19 @@ def server(server_folder: Path, authority: Authority) -> Iterator[TcpPostgres]:
     with psycopg.connect(as_account(made, "sluice_migrate"), autocommit=True) as owner:
         for name in ("worker, plain PostgreSQL", "worker", "query", "dashboard"):
             owner.execute(GRANTS[name].encode())
-    made.allow(*HBA)
+    made.allow(*[line for line in HBA if programs or not line.startswith("hostssl")])
     made.stop()
     made.start()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def tls_server(server: TcpPostgres) -> TcpPostgres:
+    if not programs_with_tls():
+        reason = "needs a PostgreSQL that is built with TLS (Debian and Ubuntu: apt install postgresql)"
+        (pytest.fail if is_needed("postgresql") else pytest.skip)(reason)
+    return server
 
 
 def as_account(server: TcpPostgres, account: str) -> str:
@@ -225,14 +241,14 @@ def tls(server: TcpPostgres, ca: Path, pair: tuple[Path, Path] | None, host: str
 
 
 def test_a_worker_works_over_tls_with_certificates_on_both_sides(
-    server: TcpPostgres,
+    tls_server: TcpPostgres,
     database: Database,
     authority: Authority,
     client: redis.Redis,
     redis_url: str,
     daemon: Callable[..., Daemon],
 ) -> None:
-    url = tls(server, authority.certificate, authority.sign("sluice_worker"))
+    url = tls(tls_server, authority.certificate, authority.sign("sluice_worker"))
     worker = daemon(Database(url, timescale=False), redis_url)
     add(client, "mqtt_stream:kitchen:temperature", entries(100))
     settled(client, 100)
@@ -241,7 +257,7 @@ def test_a_worker_works_over_tls_with_certificates_on_both_sides(
         from pg_stat_ssl join pg_stat_activity using (pid)
         where usename = 'sluice_worker' and client_addr is not null
     """
-    with psycopg.connect(server.url) as admin:
+    with psycopg.connect(tls_server.url) as admin:
         row = admin.execute(seen).fetchone()
     assert row
     assert (row[0], row[1]) == (True, "/CN=sluice_worker")
@@ -251,18 +267,18 @@ def test_a_worker_works_over_tls_with_certificates_on_both_sides(
 
 
 def test_a_connection_that_tls_refuses_ends_a_program_at_its_start_with_one_line(
-    server: TcpPostgres, authority: Authority, redis_url: str, tmp_path: Path
+    tls_server: TcpPostgres, authority: Authority, redis_url: str, tmp_path: Path
 ) -> None:
     own, other = authority.sign("sluice_worker"), Authority(tmp_path / "other")
-    absent = server.tcp_url(
+    absent = tls_server.tcp_url(
         "sluice_query", "localhost", "sslmode=require&gssencmode=disable&password=wrong"
     )
     urls = {
-        "certificate verify failed": tls(server, other.certificate, own),
-        "does not match host name": tls(server, authority.certificate, own, "127.0.0.1"),
-        "does not exist": tls(server, tmp_path / "missing.pem", own),
-        "client certificate": tls(server, authority.certificate, None),
-        "unknown ca": tls(server, authority.certificate, other.sign("sluice_worker")),
+        "certificate verify failed": tls(tls_server, other.certificate, own),
+        "does not match host name": tls(tls_server, authority.certificate, own, "127.0.0.1"),
+        "does not exist": tls(tls_server, tmp_path / "missing.pem", own),
+        "client certificate": tls(tls_server, authority.certificate, None),
+        "unknown ca": tls(tls_server, authority.certificate, other.sign("sluice_worker")),
         "password authentication failed": absent,
     }
     started = {
@@ -443,7 +459,7 @@ def test_no_command_hangs_at_a_server_that_answers_nothing(deaf: tuple[Proxy, st
             said, _ = one.communicate(timeout=60)
             assert one.returncode in (1, 2), (command, said)
             assert "connection timeout expired" in said, (command, said)
-            assert len(said.splitlines()) <= 3, (command, said)
+            assert "Traceback" not in said, (command, said)
     finally:
         for one in started:
             if one.poll() is None:
