@@ -3,8 +3,8 @@
 # with arguments, only pytest runs, one test after the other. SLUICE_TESTS_WORKERS: how many processes share
 # all the tests; by default two more than there are processors, up to eight, as many tests mostly wait.
 # SLUICE_LONG=1: tests that have a long form run in it, which takes some minutes more.
-# SLUICE_TESTS_NEED="mosquitto chromium pgbouncer redis-tools postgresql": their absence fails the tests that need them, as
-# with CI set; else those tests are left out.
+# SLUICE_TESTS_NEED="mosquitto chromium pgbouncer redis-tools postgresql": their absence fails the tests that
+# need them, as with CI set; else those tests are left out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . requirements/install.sh
