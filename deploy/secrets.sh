@@ -34,12 +34,13 @@ for name in worker bridge dashboard; do
     keep "redis_${name}_url" "redis://sluice-$name:$(cat "$folder/redis_${name}_password")@redis:6379/0"
 done
 # Whoever shows no password may say PING, which is what the health check does, and nothing else.
-keep redis_users "$(
+users=$(
     echo 'user default on nopass resetkeys resetchannels -@all +ping'
     user worker "$(cat "$folder/redis_worker_password")"
     user bridge "$(cat "$folder/redis_bridge_password")"
     user dashboard "$(cat "$folder/redis_dashboard_password")" +mget verify
-)"
+)
+keep redis_users "$users"
 keep query_token "$(random)"
 keep dashboard_password "$(random)"
 keep grafana_password "$(random)"

@@ -1,8 +1,9 @@
-"""The image, and what runs it: every file, variable, port and command that is named there is the project's."""
+"""The image, and what runs it: every file, variable, port and command named there is the project's."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -210,7 +211,7 @@ def test_compose_mounts_what_there_is_and_starts_in_order() -> None:
 
 def test_the_example_has_every_variable_of_compose_with_its_default() -> None:
     text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
-    used = {name: default for name, default in VARIABLE.findall(text)}
+    used = dict(VARIABLE.findall(text))
     lines = (DEPLOY / "compose.env.example").read_text(encoding="utf-8").splitlines()
     given = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     assert given.pop("COMPOSE_PROFILES") in {
@@ -250,3 +251,15 @@ def test_secrets_are_made_once_for_all_that_compose_names(tmp_path: Path) -> Non
     (line,) = re.findall(r"^user sluice-worker on >PASSWORD .*$", page, re.MULTILINE)
     assert line.replace("PASSWORD", password) in made["redis_users"]
     assert "user sluice-dashboard on >" in made["redis_users"]
+
+
+def test_no_users_are_made_where_the_page_has_no_line_for_them(tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "operations.md").write_text("# Operations\n")
+    done = subprocess.run(
+        [str(tmp_path / "deploy" / "secrets.sh")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "docs/operations.md has no line for the Redis user sluice-worker" in done.stderr
+    assert not (tmp_path / "deploy" / "secrets" / "redis_users").exists()
