@@ -48,10 +48,13 @@ reference: ## make docs/configuration.md anew from the settings
 proto: ## make the stubs of query/collector.proto anew
 	$(python) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. query/collector.proto
 
+audit: ## ask whether pinned packages have known vulnerabilities; fails where that cannot be asked
+	requirements/audit.sh
+
 lock: ## pin packages anew (needs uv)
 	requirements/lock.sh
 
 shots: ## take the pictures of docs/images anew (needs chromium)
 	$(python) -m benchmarks.screenshots
 
-.PHONY: help run test unit lint format bench bench-bridge profile postgresql reference proto lock shots soak fuzz faults
+.PHONY: help run test unit audit lint format bench bench-bridge profile postgresql reference proto lock shots soak fuzz faults
