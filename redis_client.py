@@ -21,7 +21,6 @@ from redis_servers import RedisMode, RedisServers
 T = TypeVar("T")
 Argument = bytes | str | int
 CHUNK = 500  # streams in one command: more would hold up other clients (docs/internals.md)
-_RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE", "XREVRANGE")
 SENTINEL_SEC = 1.0  # for each of the sentinels to answer, before the next one is asked
 _WORLD = ("LOADING", "BUSY ", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "UNKILLABLE")
 _SCRIPT_6_2 = re.compile(

@@ -12,7 +12,7 @@ from redis.connection import Connection, ConnectionPool, UnixDomainSocketConnect
 from redis.exceptions import MovedError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
-_RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE")
+_RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE", "XREVRANGE")
 
 
 def options_of(url: str, timeout_sec: float, name: str) -> dict[str, Any]:

@@ -53,7 +53,10 @@ _HERE = Path(__file__).resolve().parent
 _TOGETHER = (
     "tests/unit/",
     "tests/integration/test_timescale.py",
+    "tests/integration/test_cluster.py",
     "tests/acceptance/test_dashboard.py",
+    "tests/acceptance/test_database_faults.py",
+    "tests/acceptance/test_database_setups.py",
 )
 
 

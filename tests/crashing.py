@@ -222,7 +222,8 @@ def play(theatre: Theatre, route: Route) -> None:
     )
     missed = [point for point in points if point not in struck]
     print(f"{len(struck)} crashes; never came up again: {', '.join(map(str, missed)) or 'none'}")
-    assert not {(point.label, point.when) for point in missed} & set(route.named), missed
+    named = {Point(label, route.number, when) for label, when in route.named}
+    assert not named & set(missed), missed
 
 
 def _points(theatre: Theatre, route: Route) -> list[Point]:

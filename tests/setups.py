@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +224,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def clustered(folder: Path, *, replicas: bool) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))  # nodes remember each other
     patience_ms = 5000 if replicas else 20_000  # on a busy machine; without replicas nobody takes over
     with contextlib.ExitStack() as started:
 

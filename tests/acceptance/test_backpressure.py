@@ -61,11 +61,11 @@ class Memory(threading.Thread):
     def __init__(self, worker: Daemon) -> None:
         super().__init__()
         self._status = Path(f"/proc/{worker.process.pid}/status")
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.seen: list[tuple[float, float]] = []
 
     def run(self) -> None:
-        while not self._stop.wait(0.1):
+        while not self._ended.wait(0.1):
             kilobytes = next(line for line in self._status.read_text().splitlines() if "VmRSS" in line)
             self.seen.append((time.monotonic(), int(kilobytes.split()[1]) / 1024))
 
@@ -77,7 +77,7 @@ class Memory(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._ended.set()
         self.join()
 
 

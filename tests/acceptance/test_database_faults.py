@@ -32,7 +32,9 @@ _number = itertools.count(1)
 @pytest.fixture(scope="module")
 def server(server_folder: Path) -> Iterator[TcpPostgres]:
     """Whatever a test does to it, it runs again at the end of the test."""
-    made = TcpPostgres(server_folder / "faulty", ["max_connections=16", "checkpoint_timeout=30s"])
+    made = TcpPostgres(
+        server_folder / f"faulty-{next(_number)}", ["max_connections=16", "checkpoint_timeout=30s"]
+    )
     made.start()
     migrated(made.url_of("postgres"), "sluice_empty", timescale=False)
     yield made

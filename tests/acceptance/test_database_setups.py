@@ -6,6 +6,7 @@ What the accounts may do stands in docs/operations.md and is read from there.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -59,6 +60,8 @@ HBA = (
     "host all postgres 127.0.0.1/32 trust",
 )
 
+_number = itertools.count(1)
+
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
@@ -68,10 +71,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def server(server_folder: Path, authority: Authority) -> Iterator[TcpPostgres]:
     """With the accounts of the documentation, and TLS on its port where there is a server that has it."""
-    files = [server_folder / f"setup.{end}" for end in ("pem", "key", "ca")]
+    name = f"setup-{next(_number)}"
+    files = [server_folder / f"{name}.{end}" for end in ("pem", "key", "ca")]
     options = ["ssl=on", f"ssl_cert_file={files[0]}", f"ssl_key_file={files[1]}", f"ssl_ca_file={files[2]}"]
     programs = programs_with_tls()
-    made = TcpPostgres(server_folder / "setup", options if programs else [], programs=programs)
+    made = TcpPostgres(server_folder / name, options if programs else [], programs=programs)
     certificate, key = authority.sign("localhost")
     for source, target in zip((certificate, key, authority.certificate), files, strict=True):
         shutil.copy(source, target)
@@ -412,7 +416,7 @@ def test_everything_follows_a_failover_with_two_hosts_in_database_url(
             admin.execute("alter system set synchronous_standby_names = ''")
             admin.execute("select pg_reload_conf()")
         for worker in workers:
-            worker.wait_for("outage_ended", 60)
+            worker.wait_for("outage_ended", 150)
         question = GetLatestReadingsRequest(device_id="dev-0")
 
         def answered() -> bool:

@@ -277,7 +277,7 @@ def busy_script(client: redis.Redis) -> Iterator[None]:
 def test_a_master_that_became_a_replica_is_waited_for(
     stage_of: StageOf, database: Database, redis_url: str
 ) -> None:
-    waits_out(stage_of(database, redis_url), replica, "ReadOnlyError")
+    waits_out(stage_of(database, redis_url), replica, "read only replica")
 
 
 @fault(

@@ -336,11 +336,24 @@ def test_no_repr_of_settings_or_options_shows_a_secret(monkeypatch: pytest.Monke
     monkeypatch.setenv("REDIS_USERNAME", secret("redis-user"))
     monkeypatch.setenv("REDIS_PASSWORD", secret("redis-password"))
     settings, edge = config.load(), config.load_edge()
-    assert {name for name in SECRETS if HUSH in str(_plain(getattr(settings, name)))} == set(SECRETS)
+    monkeypatch.delenv("REDIS_URL")
+    watched = config.load(
+        redis_mode="sentinel",
+        redis_sentinels="127.0.0.1:1",
+        redis_sentinel_username=secret("sentinel-user"),
+        redis_sentinel_password=secret("sentinel-password"),
+    )
+    kept = {
+        name for one in (settings, watched) for name in SECRETS if HUSH in str(_plain(getattr(one, name)))
+    }
+    assert kept == set(SECRETS)
     publisher = wiring.publisher_of(settings)
     shown = [
         settings,
         edge,
+        watched,
+        watched.redis_servers(),
+        wiring.reader_options(watched),
         wiring.limits(settings),
         wiring.reader_options(settings),
         wiring.writer_options(settings),
