@@ -199,7 +199,8 @@ def run(arguments: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
         report = Path(folder) / "report.jsonl"
         report.touch()
         command = [sys.executable, "-m", "pytest", "-q", "-m", "fault", *arguments]
-        status = subprocess.run(command, cwd=ROOT, env={**os.environ, REPORT: str(report), LONG: "1"})
+        long = {LONG: "1", "SLUICE_LONG": "1"}
+        status = subprocess.run(command, cwd=ROOT, env={**os.environ, REPORT: str(report), **long})
         return status.returncode, _read(report)
 
 
