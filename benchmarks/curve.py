@@ -119,7 +119,7 @@ def picture(figures: dict[str, Any]) -> str:
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 48}" text-anchor="middle">streams, or devices</text>')
     for number, (style, (colour, dashes)) in enumerate(STYLES.items()):
-        x = LEFT + 30 + number * 200
+        x = LEFT + number * 190
         parts.append(
             f'<line x1="{x}" x2="{x + 30}" y1="{HEIGHT - 20}" y2="{HEIGHT - 20}" stroke="{colour}" '
             f'stroke-width="2" stroke-dasharray="{dashes}"/>'
