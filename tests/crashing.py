@@ -26,8 +26,8 @@ from psycopg.conninfo import conninfo_to_dict
 import redis_client
 from tests.forge import Forge, Forged
 from tests.mixture import GROUP, SHARD, STREAM, Mixture
-from tests.scenarios import Stage, is_long
-from tests.support import Database, everything_settled, wait_until, worker_environment
+from tests.scenarios import Stage
+from tests.support import Database, everything_settled, is_long, wait_until, worker_environment
 from tests.wire import Do, Libpq, Resp, Tap
 
 

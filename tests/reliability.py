@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.scenarios import LONG, NOTHING_LOST, REPORT
+from tests.scenarios import NOTHING_LOST, REPORT
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
@@ -199,8 +199,8 @@ def run(arguments: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
         report = Path(folder) / "report.jsonl"
         report.touch()
         command = [sys.executable, "-m", "pytest", "-q", "-m", "fault", *arguments]
-        long = {LONG: "1", "SLUICE_LONG": "1"}
-        status = subprocess.run(command, cwd=ROOT, env={**os.environ, REPORT: str(report), **long})
+        environment = {**os.environ, REPORT: str(report), "SLUICE_LONG": "1"}
+        status = subprocess.run(command, cwd=ROOT, env=environment)
         return status.returncode, _read(report)
 
 

@@ -47,7 +47,6 @@ from tests.support import (
 
 NOTHING_LOST = "nothing lost, nothing twice"
 REPORT = "SLUICE_FAULTS_REPORT"  # names the file that gets a JSON line for each check
-LONG = "SLUICE_FAULTS_LONG"  # set: scenarios that have a long form take it
 NAIVE_PATIENCE_SEC = 10.0
 NAIVE_STILL_SEC = 2.0
 
@@ -66,11 +65,6 @@ _WITHOUT_KEY = """
 def fault(name: str, *, how: str, promise: str = NOTHING_LOST) -> pytest.MarkDecorator:
     """This test is a scenario: a row of the table. `how`: how the fault is injected."""
     return pytest.mark.fault(name=name, how=how, promise=promise)
-
-
-def is_long() -> bool:
-    """Whether scenarios are to be played at length (`make faults`)."""
-    return bool(os.environ.get(LONG))
 
 
 class NaiveFell(Exception):

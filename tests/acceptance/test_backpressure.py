@@ -1,11 +1,10 @@
 """Shown by: a database ten times slower than the producers; the worker reads less, and drops nothing.
 
-The short form has 50,000 entries. SLUICE_FAULTS_LONG=1 (`make faults`) has a million, over a minute.
+The short form has 50,000 entries. SLUICE_LONG=1 (`make faults`) has a million, over a minute.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -21,9 +20,8 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.faults import Proxy, proxy_to
 from tests.scenarios import StageOf, fault
 from tests.source import BEGIN
-from tests.support import Daemon, Database, books, wait_until
+from tests.support import Daemon, Database, books, is_long, wait_until
 
-LONG = bool(os.environ.get("SLUICE_FAULTS_LONG"))
 STREAMS = 50
 ROW_BYTES = 90  # of a reading in COPY, about
 AT_ONCE = 1000
@@ -44,7 +42,7 @@ class Load:
         return self.entries / self.seconds / 10
 
 
-LOAD = Load(1_000_000, 60.0) if LONG else Load(50_000, 4.0)
+LOAD = Load(1_000_000, 60.0) if is_long() else Load(50_000, 4.0)
 
 
 @pytest.fixture

@@ -59,5 +59,6 @@ def test_a_crash_at_any_message_of_a_shutdown_loses_and_doubles_nothing(theatre:
 
 
 @fault("worker killed at its upkeep", how="as above, at what a worker says by the clock")
+@pytest.mark.timeout(1200)  # at length: what comes by the clock is waited for, point by point
 def test_a_crash_at_upkeep_loses_and_doubles_nothing(theatre: Theatre) -> None:
     play(theatre, UPKEEP)

@@ -26,6 +26,7 @@ from tests.scenarios import Stage, StageOf, fault
 from tests.support import Daemon, Database, wait_until
 
 COMMIT = b"COMMIT\0"
+BEGINNING = 150_000  # bytes of a COPY, of more than 1,000 rows
 _number = itertools.count(1)
 
 
@@ -315,7 +316,7 @@ def test_others_go_on_beside_a_worker_frozen_in_mid_copy(
 
 def _begin_copy(proxy: Proxy, worker: Daemon) -> threading.Event:
     """Stop whoever sends a large COPY, and let only its beginning through: rows that the server has put in,
-    which it does by the thousand.
+    which it does by the thousand. Never its end, or the session would merely be idle in its transaction.
     """
     done = threading.Event()
     passed = 0
@@ -324,11 +325,13 @@ def _begin_copy(proxy: Proxy, worker: Daemon) -> threading.Event:
         nonlocal passed
         if done.is_set():
             return b""
-        passed = len(piece) if b"PGCOPY" in piece else passed + len(piece)
-        if passed > 200_000:
-            worker.freeze()
-            done.set()
-        return piece
+        before = 0 if b"PGCOPY" in piece or COMMIT in piece else passed
+        passed = before + len(piece)
+        if passed <= BEGINNING:
+            return piece
+        worker.freeze()
+        done.set()
+        return piece[: BEGINNING - before]
 
     proxy.alter = begin_only
     return done

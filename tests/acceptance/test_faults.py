@@ -13,8 +13,8 @@ import psycopg
 import redis_client
 from standalone.servers import Postgres, Valkey
 from tests.forge import Forge
-from tests.scenarios import Stage, StageOf, fault, is_long
-from tests.support import Daemon, Database, books, wait_until
+from tests.scenarios import Stage, StageOf, fault
+from tests.support import Daemon, Database, books, is_long, wait_until
 
 STREAM = "mqtt_stream:dev-0:t"
 
