@@ -13,7 +13,7 @@ from alerting import Judged
 from db_writer import DatabaseWriter
 from schema import Reading
 from tests.alerts import add_rule, alerts, reference
-from tests.support import Database
+from tests.support import Database, is_long
 from tests.writing import YESTERDAY_US, Rig, batch_of, rig
 
 RULES: list[dict[str, Any]] = [
@@ -97,7 +97,7 @@ def ruled(database: Database) -> Database:
 
 
 @settings(
-    max_examples=60,
+    max_examples=60 if is_long() else 20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,

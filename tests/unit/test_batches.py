@@ -15,6 +15,7 @@ from entries import Entries
 from fates import acknowledged, decide, letters
 from parse import Limits, Parser
 from schema import Bad, Batch, Entry, EventKind, Fate, Parsed, Reading, Reason, Rejection, RowFate
+from tests.support import is_long
 
 NOW_US = 1_700_000_000_000_000
 EVENTS = "mqtt_stream:events"
@@ -174,7 +175,7 @@ def told(batch: Batch) -> list[Parsed]:
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400 if is_long() else 120, deadline=None)
 @given(batches())
 def test_a_batch_says_what_its_entries_say_one_by_one(
     blocks: list[tuple[bytes, list[list[object]]]],

@@ -88,5 +88,5 @@ def test_a_message_that_waited_for_filters_of_earlier_settings_is_no_copy() -> N
 
 
 def test_identifiers_are_those_that_mqtt_allows() -> None:
-    many = [f"{number}/+" for number in range(2000)] + ["+/x"]
+    many = [f"{number}/+" for number in range(300)] + ["+/x"]
     assert all(1 <= number <= 268_435_455 for number in Copies(many).numbered.values())
