@@ -190,7 +190,8 @@ def _replayed(desk: Desk, ready: Iterator[Letter], total: int) -> int:
         print(f"replayed {replayer.done.replayed:,} for certain; the same command goes on with the rest")
         raise
     done = replayer.done
-    print(f"replayed {done.replayed:,} into {len(done.streams):,} streams")
+    streams = len(done.streams)
+    print(f"replayed {done.replayed:,} into {streams:,} stream{'' if streams == 1 else 's'}")
     if done.gone:
         print(f"{done.gone:,} were gone by then: replayed or removed by another command")
     for why, count in done.refused.most_common():

@@ -110,7 +110,7 @@ def test_a_replayed_entry_without_a_time_keeps_the_one_it_came_at(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOPIC_TEMPLATES", mended)
         done = run("dead-letters", "replay", "--yes")
-    assert "replayed 1 into 1 streams" in done.told
+    assert "replayed 1 into 1 stream" in done.told
     worked(database, redis_url, client, 2, topic_templates=(mended,))
     ((sensor, value, seconds, message),) = rows(database)
     assert (sensor, value, seconds) == ("temperature", 21.5, 1_700_000_000)
@@ -235,7 +235,7 @@ def test_interrupted_half_way_the_same_command_goes_on(
     assert (done.status, steps) == (130, [10])
     assert "replayed 10 for certain; the same command goes on with the rest" in done.told
     done = run("dead-letters", "replay", "--yes", "--rate", "0")
-    assert "replayed 15 into 1 streams" in done.told
+    assert "replayed 15 into 1 stream" in done.told
     assert values_in(client) == [b"%d" % number for number in range(1, 26)]
 
 
@@ -292,7 +292,7 @@ def test_a_device_event_keeps_its_moment(
     header = ["original_stream", "devices.threshold.updated", "original_id", "1700000000000-0"]
     tail = ["error", "event_malformed: it was", "failed_at", "1", "original_fields", str(len(raw) // 2)]
     execute(client, "XADD", FAILED, "*", *header, *tail, *raw)
-    assert "replayed 1 into 1 streams" in run("dead-letters", "replay", "--yes").told
+    assert "replayed 1 into 1 stream" in run("dead-letters", "replay", "--yes").told
     with working(database, redis_url):
         stream, group = "devices.threshold.updated", worked_on.consumer_group_name
         wait_until(lambda: client.exists(stream) and settled(client, stream, group))
