@@ -201,10 +201,12 @@ def is_refused(error: BaseException) -> bool:
 
 
 def refusal(error: BaseException) -> str:
-    """What a server says that refuses for good, in one line: of several addresses, not that of another."""
+    """For whoever set the address of a server that refuses for good: one line with what it says; of several
+    addresses, not what another one says.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     said = next((line for line in lines if _REFUSALS.search(line)), lines[0])
-    return f"{type(error).__name__}: {said}"[:300]
+    return "DATABASE_URL: the server refused it: " + f"{type(error).__name__}: {said}"[:300]
 
 
 def identifiers(names: tuple[str, ...]) -> sql.Composed:

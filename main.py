@@ -38,8 +38,10 @@ except ModuleNotFoundError as missing:
 import config
 import database
 import log
+import programs
 import redis_client
 import wiring
+import worker_log
 from batches import parse_batch
 from config import ConfigError, Settings
 from counting import Stage
@@ -47,15 +49,13 @@ from db_writer import DatabaseWriter
 from flood import Flood
 from health import probe
 from metrics import Stats
-from mqtt.bridge import Bridge
 from parse import Parser
 from readiness import Readiness
 from redis_reader import RedisReader
 from refusals import refusal, refused_connection
 from retry import StopFlag, Stopping, describe
-from schema import Entry, Outcome
+from schema import Entry
 from schema_check import SchemaMismatch
-from serving import serve
 from signs import OK, Signs
 from worker_signs import WorkerSigns
 
@@ -102,7 +102,6 @@ class DatabaseWriterService:
         )
         self._readiness = Readiness(wiring.checks(self._settings))
         self._reload_asked = False
-
         self._flood = Flood(
             wiring.flood_options(self._settings),
             self._stats,
@@ -127,7 +126,7 @@ class DatabaseWriterService:
                     laps.done(Stage.WRITE)
                     outcome = self._flood.sift(outcome)  # in a flood, dead letters wait
                     self._reader.settle(outcome)  # dead-letter, acknowledge, count: one step
-                    self._log_batch(outcome, redelivered, laps.done(Stage.SETTLE))
+                    worker_log.batch(outcome, redelivered, laps.done(Stage.SETTLE))
                     self._stop.pause(self._settings.processing_interval_sec)
                 if not self._stop.is_set():
                     self._writer.upkeep()
@@ -233,7 +232,7 @@ class DatabaseWriterService:
             found = self._writer.start()
             self._check_redis()
         except psycopg.OperationalError as error:
-            raise ConfigError(f"DATABASE_URL: the server refused it: {database.refusal(error)}") from None
+            raise ConfigError(database.refusal(error)) from None
         self._writer.upkeep()  # partitions ahead, so that the first batches need not make them
         # Rules and registry stay: the collector need not look at a hundred thousand of them again. Nor
         # often at batches: they are many small objects without cycles, which go by themselves.
@@ -243,16 +242,7 @@ class DatabaseWriterService:
         self._running = True
         if self.publisher:
             self.publisher.start()
-        structlog.get_logger().info(
-            "worker_started",
-            group=self._settings.consumer_group_name,
-            pattern=self._settings.stream_pattern,
-            table=self._settings.table_name,
-            kind=found.kind.value,
-            revision=found.revisions[-1],
-            postgresql=found.server_version,
-            timescaledb=found.timescale_version,
-        )
+        worker_log.started(self._settings, found)
         try:
             self._reader.start()
         except redis.RedisError as error:
@@ -261,29 +251,14 @@ class DatabaseWriterService:
             raise
 
     def _check_redis(self) -> None:
-        """Too old a Redis lacks commands, and an evicting one deletes unread streams without a word: better
-        not to start.
-        """
+        """Better not to start than with a Redis that cannot keep the promise."""
         try:
             server = self._reader.server()
         except redis.RedisError as error:
             raise ConfigError(refusal(error) or refused_connection(error)) from None
-        if server.too_old:
-            raise ConfigError(f"{server.name} {server.version} is too old; Sluice needs Redis 6.2 or newer")
-        policy = server.eviction_policy
-        if policy.startswith("allkeys-") and not self._settings.redis_allow_eviction:
-            raise ConfigError(
-                f"Redis runs with maxmemory-policy {policy}, which deletes unread streams when memory is "
-                "short; set it to noeviction, or set REDIS_ALLOW_EVICTION=true to accept the loss"
-            )
-        structlog.get_logger().info(
-            "redis_found",
-            server=server.name,
-            version=server.version,
-            redis_version=f"{server.speaks[0]}.{server.speaks[1]}",
-            script_flags=server.script_flags,
-            reads_counted=server.counts_reads,
-        )
+        if sentence := server.unfit(allow_eviction=self._settings.redis_allow_eviction):
+            raise ConfigError(sentence)
+        worker_log.redis_found(server)
 
     def _close(self) -> None:
         if self.publisher:
@@ -296,72 +271,17 @@ class DatabaseWriterService:
             structlog.get_logger().info("worker_stopped", **self._stats.as_dict())
         self._running = False
 
-    def _log_batch(self, outcome: Outcome, redelivered: bool, seconds: float) -> None:
-        structlog.get_logger().info(
-            "batch",
-            entries=len(outcome.settled),
-            stored=outcome.readings_stored,
-            duplicate=outcome.readings_duplicate,
-            rejected=outcome.readings_rejected,
-            skipped=outcome.readings_skipped,
-            redelivered=redelivered,
-            ms=round(seconds * 1000, 1),
-        )
-
 
 def worker(settings: Settings) -> int:
     """Run a worker."""
     service = DatabaseWriterService(settings)
-    vitals = wiring.vitals(settings, "worker", service.signs(), os.environ, config.load)
-    return serve(service, "worker", left="pending", vitals=vitals)
+    return programs.run(service, "worker", settings, config.load, left="pending")
 
 
-def bridge() -> int:
-    """Run a bridge, which needs neither a database nor a worker's settings."""
-    settings = config.load_edge()
-    log.configure(settings.log_level, settings.log_format)
-    stop = StopFlag(settings.shutdown_timeout_sec)
-    service = Bridge(wiring.bridge_options(settings), stop)
-    vitals = wiring.vitals(settings, "bridge", service.signs(), os.environ, config.load_edge)
-    return serve(service, "bridge", left="unacknowledged", vitals=vitals)
-
-
-def query(settings: Settings) -> int:
-    """Run the query service, whose packages not everybody has installed."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read at the import; what goes wrong is told here
-    try:
-        from query.server import QueryServer
-    except ModuleNotFoundError as missing:
-        raise ConfigError(
-            f"the package {missing.name} is missing for {sys.executable}; the query service needs "
-            "pip install --require-hashes -r requirements/query.txt"
-        ) from None
-    stop = StopFlag(settings.shutdown_timeout_sec)
-    service = QueryServer(wiring.query_options(settings), stop)
-    vitals = wiring.vitals(settings, "query", service.signs(), os.environ, config.load)
-    return serve(service, "query", left="nothing", vitals=vitals)
-
-
-def dashboard(settings: Settings) -> int:
-    """Run the dashboard, whose packages not everybody has installed."""
-    # Read at the import. The address of a WebSocket names up to a hundred series.
-    os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", "65536")
-    try:
-        from dashboard.server import DashboardServer
-    except ModuleNotFoundError as missing:
-        raise ConfigError(
-            f"the package {missing.name} is missing for {sys.executable}; the dashboard needs "
-            "pip install --require-hashes -r requirements/dashboard.txt"
-        ) from None
-    stop = StopFlag(settings.shutdown_timeout_sec)
-    service = DashboardServer(wiring.dashboard_options(settings), stop)
-    vitals = wiring.vitals(settings, "dashboard", service.signs(), os.environ, config.load)
-    return serve(service, "dashboard", left="nothing", vitals=vitals)
-
-
-def main(arguments: Sequence[str]) -> int:
+def command_line() -> argparse.ArgumentParser:
+    """What the program can be told to do. An action of `ops/` comes with what runs it."""
     from mqtt import simulate
-    from ops import checks, configuration, dead_letters, lag, retention, series, thresholds, verify
+    from ops import checks, configuration, dead_letters, lag, retention, series, thresholds
 
     parser = argparse.ArgumentParser(prog="main.py", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -381,31 +301,40 @@ def main(arguments: Sequence[str]) -> int:
     checks.add_arguments(commands, wiring.mqtt_options, parts)
     dead_letters.add_arguments(commands, wiring.limits)
     simulate.add_arguments(commands)
+    return parser
+
+
+def carry_out(chosen: argparse.Namespace) -> int:
+    """Do what was chosen. Raises: `ConfigError` and `SchemaMismatch`."""
+    if chosen.command == "bridge":
+        return programs.bridge()
+    if chosen.command == "simulate":
+        return programs.simulate(chosen)
+    settings = config.load()
+    log.configure(settings.log_level, settings.log_format)
+    if chosen.command == "query":
+        return programs.query(settings)
+    if chosen.command == "dashboard":
+        return programs.dashboard(settings)
+    if chosen.command == "verify":
+        from ops import verify
+
+        return verify.main(settings, as_json=chosen.json)
+    if "action" in chosen:
+        return int(chosen.run(settings, chosen))
+    return worker(settings)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the command line says; the exit status."""
     if [*arguments[:1]] == ["health"]:
         return probe.main(arguments[1:])
-    chosen = parser.parse_args(arguments)
+    chosen = command_line().parse_args(arguments)
     if "action" in chosen and not chosen.action:
         chosen.show_help()
         return 2
     try:
-        if chosen.command == "bridge":
-            return bridge()
-        if chosen.command == "simulate":
-            edge = config.load_edge()
-            log.configure(edge.log_level, edge.log_format)
-            mqtt = wiring.mqtt_options(edge, simulate.client_id())
-            return simulate.main(mqtt, chosen, wiring.limits(edge).payload_formats)
-        settings = config.load()
-        log.configure(settings.log_level, settings.log_format)
-        if chosen.command == "query":
-            return query(settings)
-        if chosen.command == "dashboard":
-            return dashboard(settings)
-        if chosen.command == "verify":
-            return verify.main(settings, as_json=chosen.json)
-        if "action" in chosen:
-            return int(chosen.run(settings, chosen))
-        return worker(settings)
+        return carry_out(chosen)
     except ConfigError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,23 @@ class RedisServer:
         return self.speaks < OLDEST
 
     @property
+    def evicts(self) -> bool:
+        """Whether it deletes unread streams, without a word, when memory is short."""
+        return self.eviction_policy.startswith("allkeys-")
+
+    def unfit(self, *, allow_eviction: bool) -> str:
+        """Why a worker had better not start with it, and what to do; empty where it may."""
+        if self.too_old:
+            return f"{self.name} {self.version} is too old; Sluice needs Redis 6.2 or newer"
+        if self.evicts and not allow_eviction:
+            return (
+                f"Redis runs with maxmemory-policy {self.eviction_policy}, which deletes unread streams "
+                "when memory is short; set it to noeviction, or set REDIS_ALLOW_EVICTION=true to accept "
+                "the loss"
+            )
+        return ""
+
+    @property
     def script_flags(self) -> bool:
         """Whether scripts say that they may run while memory is full (`scripting.py`)."""
         return self.speaks >= (7, 0)

@@ -89,7 +89,7 @@ def connected(settings: Settings) -> Iterator[BoundedConnection]:
         connection = database.connect(settings.database_url.get_secret_value(), LONGEST_SEC)
     except psycopg.OperationalError as error:
         if database.is_refused(error):
-            raise ConfigError(f"DATABASE_URL: the server refused it: {database.refusal(error)}") from None
+            raise ConfigError(database.refusal(error)) from None
         raise
     try:
         found = schema_check.look(connection, settings.table_name)

@@ -101,9 +101,8 @@ def redis_checks(client: redis.Redis, settings: Settings, ledger: Ledger) -> Ite
             "streams before they were stored, by something else (MAXLEN at the producer?)",
         )
     server = redis_server.look(client)
-    policy = server.eviction_policy
-    told = f"{server.name} {server.version}, maxmemory-policy {policy}"
-    yield Check("redis", not policy.startswith("allkeys-"), told)
+    told = f"{server.name} {server.version}, maxmemory-policy {server.eviction_policy}"
+    yield Check("redis", not server.evicts, told)
     leases = client.scan_iter(match=Keys(settings.consumer_group_name).workers)
     names = [key.decode().rpartition(":worker:")[2] for key in leases]
     waiting = total.pending + total.unread

@@ -32,7 +32,7 @@ import sys, threading
 import main
 lock = threading.Lock()
 lock.acquire()
-main.DatabaseWriterService._log_batch = lambda *_: lock.acquire()
+main.worker_log.batch = lambda *_: lock.acquire()
 sys.exit(main.main(["worker"]))
 """
 
