@@ -7,8 +7,6 @@ whatever they hold. A reader belongs to one thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from math import inf
 from time import monotonic
 
@@ -16,28 +14,17 @@ import redis
 import structlog
 
 import redis_server
-from ahead import Ahead
-from cluster_keys import keys_of
-from cluster_settlement import ClusterSettler
-from cluster_streams import ClusterStreams
 from entries import Entries, weight
-from lease import TTL_SEC, Lease, NameTaken
+from lease import TTL_SEC, NameTaken
 from metrics import Stats
-from polling import Polling
-from recovery import Recovery
+from reader_parts import ReaderOptions, parts_of
 from redis_client import execute, is_denied, is_world, is_wrong_type
-from redis_cluster import ClusterClient
-from redis_line import Line
 from redis_server import RedisServer
 from refusals import is_refused
 from retry import Patience, StopFlag
-from rounds import Rounds
-from sampling import Backlog, Sampler
+from sampling import Backlog
 from schema import Entry, Outcome
-from settlement import Settler
-from sharing import Sharing
-from streams import Streams
-from trimming import LETTERS_EVERY_SEC, LetterTrimmer, Trimmer
+from trimming import LETTERS_EVERY_SEC
 
 CYCLE_SEC = 0.2  # what one batch should take at most: who comes now waits for up to three
 READ_BYTES = 8 * 1024 * 1024  # what one batch may weigh before the next one is made smaller
@@ -49,31 +36,6 @@ def _passes(error: BaseException) -> bool:
     right, and nothing is let go before.
     """
     return is_world(error) or is_wrong_type(error) or is_denied(error)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReaderOptions:
-    """Plain values of the settings that reading depends on. Times in seconds.
-
-    `named_streams` are read whether they match `pattern` or not. `sample`: keep `backlog` up to date.
-    """
-
-    group: str
-    consumer: str
-    pattern: str = "mqtt_stream:*"
-    dead_letter_stream: str = "mqtt_stream:failed"
-    batch_size: int = 10_000
-    block_sec: float = 1.0
-    claim_min_idle_sec: float = 60.0
-    discovery_interval_sec: float = 2.0
-    max_deliveries: int = 5
-    stream_retention_sec: int = 0
-    dead_letter_retention_sec: int = 0
-    quiet_poll_sec: float = 2.0
-    share_above_streams: int = 64
-    worker_timeout_sec: float = 5.0
-    named_streams: tuple[str, ...] = ()
-    sample: bool = False
 
 
 class RedisReader:
@@ -100,70 +62,22 @@ class RedisReader:
         self._stop = stop
         self._stats = stats
         self._clock = clock
-        keys = keys_of(client, options.group)
-        self._accepted_key = keys.flood_accepted
-        cluster = isinstance(client, ClusterClient)
-        self._may_read_ahead = not cluster  # that is one command and one connection
         self._patience = Patience("redis", _passes, stop, stats)
         # A worker that was just started had better end than wait for what nobody may come to mend.
         self._first = Patience("redis", lambda error: _passes(error) and not is_refused(error), stop, stats)
-        self._lease = Lease(client, keys.worker(options.consumer), token)
-        upkeep = Lease(client, keys.upkeep, token)
-        self._trimmer = Trimmer(client, keys, upkeep, options.stream_retention_sec, wall_ms, clock)
-        self._letter_trimmer = LetterTrimmer(
-            client,
-            upkeep,
-            options.dead_letter_stream,
-            options.dead_letter_retention_sec,
-            wall_ms,
-        )
-        settler = ClusterSettler if cluster else Settler
-        self._settler = settler(client, keys, options.group, options.dead_letter_stream, stats, wall_ms)
-        self._sharing = Sharing(
-            client,
-            keys.alive(options.pattern),
-            options.consumer,
-            timeout_sec=options.worker_timeout_sec,
-            least=options.share_above_streams,
-            clock=clock,
-        )
-        streams = partial(ClusterStreams, stop=stop) if cluster else Streams
-        self._streams = streams(
-            client,
-            keys=keys,
-            group=options.group,
-            consumer=options.consumer,
-            pattern=options.pattern,
-            dead_letter_stream=options.dead_letter_stream,
-            interval_sec=options.discovery_interval_sec,
-            stats=stats,
-            clock=clock,
-            named=options.named_streams,
-            share_of=self._sharing.share_of,
-        )
-        self._sampler = Sampler(
-            client,
-            keys,
-            self._sharing,
-            group=options.group,
-            dead_letter_stream=options.dead_letter_stream,
-            clock=clock,
-        )
-        polling = Polling(self._streams.ask, options.quiet_poll_sec, clock)
-        self._recovery = Recovery(
-            client,
-            self._streams,
-            self._settler,
-            keys=keys,
-            group=options.group,
-            consumer=options.consumer,
-            min_idle_sec=options.claim_min_idle_sec,
-            max_deliveries=options.max_deliveries,
-            stats=stats,
-            clock=clock,
-        )
-        self._ahead = Ahead(Line(client), self._streams, self._settler)
-        self._rounds = Rounds(self._streams, polling, self._ahead, stop, clock)
+        parts = parts_of(client, options, stop, stats, token=token, wall_ms=wall_ms, clock=clock)
+        self._accepted_key = parts.keys.flood_accepted
+        self._lease = parts.lease
+        self._sharing = parts.sharing
+        self._streams = parts.streams
+        self._rounds = parts.rounds
+        self._ahead = parts.ahead
+        self._may_read_ahead = parts.may_read_ahead
+        self._recovery = parts.recovery
+        self._settler = parts.settler
+        self._trimmer = parts.trimmer
+        self._letter_trimmer = parts.letter_trimmer
+        self._sampler = parts.sampler
         self._budget = min(options.batch_size, 500)
         self._asked_for = 0  # of what is read ahead, how many entries at most
         self._backlog = False  # the last read brought about as much as was asked for

@@ -22,8 +22,8 @@ from mqtt.layout import shard_names
 from mqtt.options import MqttOptions, Session, Will
 from parse import Limits
 from query.options import QueryOptions, Tls, is_loopback
+from reader_parts import ReaderOptions
 from readiness import Check, database_check, redis_check
-from redis_reader import ReaderOptions
 from redis_scripts import Keys
 from schema import EventKind, PayloadFormat
 from serving import reread_logs

@@ -10,8 +10,9 @@ import redis
 
 import redis_client
 from metrics import Stats
+from reader_parts import ReaderOptions
 from redis_client import execute
-from redis_reader import ReaderOptions, RedisReader
+from redis_reader import RedisReader
 from redis_servers import RedisServers
 from retry import StopFlag
 from schema import Entry, Fate, Outcome, Reason, Rejection, Settled
