@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
 
 import redis
 import structlog
 from paho.mqtt import client as paho
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 import metrics
 import redis_client
@@ -22,8 +19,9 @@ from mqtt.carried import Carried
 from mqtt.client import Link
 from mqtt.filters import overlapping
 from mqtt.intake import Bounds, Intake, Message
-from mqtt.layout import Addition, Composer, Route, Router
+from mqtt.layout import Addition, Composer, Router
 from mqtt.options import MqttOptions
+from mqtt.reception import Reception
 from mqtt.subscriptions import Subscriptions
 from parse import Limits
 from readiness import Readiness, redis_check
@@ -73,8 +71,9 @@ class Bridge:
     """Carries what the broker sends into streams.
 
     `run` returns after `stop`, which any thread or signal handler may call. `health_check` and `stats` may
-    be asked from any thread. Two threads: paho's puts messages into the intake and never waits for Redis;
-    this one takes them out, adds them, and acknowledges. Raises, from the constructor: `ConfigError`.
+    be asked from any thread. Two threads: paho's (`Reception`) puts messages into the intake and never
+    waits for Redis; this one takes them out, adds them, and acknowledges. Raises, from the constructor:
+    `ConfigError`.
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class Bridge:
         self._stop = stop
         self._clock = clock
         self._stats = BridgeStats()
-        self._router = Router(options.limits, options.shards)
-        self._composer = Composer(options.layout, options.limits, self._router, options.reserved)
+        router = Router(options.limits, options.shards)
+        self._composer = Composer(options.layout, options.limits, router, options.reserved)
         self._intake = Intake(options.bounds, self._stats, now_us=now_us, acknowledge=_acknowledge)
         # The last attempt begins when three quarters of the time to stop are used up (`StopFlag.overdue`).
         timeout = min(REDIS_TIMEOUT_SEC, max(1.0, 0.15 * options.shutdown_sec))
@@ -99,11 +98,21 @@ class Bridge:
         self._writer = StreamWriter(
             self._client, stop, self._stats, options.maxlen, on_outage=self._tend_link
         )
-        self._link = Link(options.mqtt, lambda: None, clock, self)
         self._subscriptions = Subscriptions(
-            options.mqtt, options.filters, options.share, self._link.complain
+            options.mqtt, options.filters, options.share, lambda *words: self._link.complain(*words)
         )
         self._carried = Carried(self._stats, clock)
+        reception = Reception(
+            self._intake,
+            router,
+            self._subscriptions,
+            self._carried,
+            self._stats,
+            status_topic=options.status_topic,
+            hand_on_unmatched=options.hand_on_unmatched,
+            take_retained=options.take_retained,
+        )
+        self._link = Link(options.mqtt, lambda: None, clock, reception)
         self._told_granted = self._ever_granted = False
         self._away = False  # left the broker until the queue has room again
         self._running = False
@@ -185,8 +194,6 @@ class Bridge:
     def _status(self) -> str:
         where = "" if self._link.connected else "; off the broker"
         return f"{self._stats.messages_added:,} messages added, {self._intake.waiting():,} wait{where}"
-
-    # The bridge's thread
 
     def _start(self) -> None:
         options = self._options
@@ -285,63 +292,6 @@ class Bridge:
         ends = self._clock() + seconds
         while not condition() and self._clock() < ends:
             self._stop.wait(0.0)
-
-    # paho's thread: nothing here may wait
-
-    def connected(self, client: paho.Client, resumed: bool, properties: Properties | None) -> None:
-        self._intake.connected(client, resumed=resumed)
-        self._subscriptions.connected(client, resumed, properties)
-        if self._options.status_topic:
-            client.publish(self._options.status_topic, b"online", qos=1, retain=True)
-
-    def lost(self) -> None:
-        self._subscriptions.lost()
-        self._intake.lost()
-
-    def on_subscribe(
-        self, _client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any
-    ) -> None:
-        self._subscriptions.answered(mid, reasons)
-
-    def on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        stats = self._stats
-        stats.messages_received += 1
-        packet = message.mid if message.qos else 0
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:  # which no broker should let through
-            stats.messages_unmatched += 1
-            self._intake.pass_over(packet, message.qos)
-            return
-        route = self._router.route(topic)
-        if self._wants(message, topic, route):
-            self._intake.put(
-                topic,
-                bytes(message.payload),
-                packet,
-                repeated=message.dup,
-                urgent=route.status,
-                qos=message.qos,
-            )
-        else:
-            self._intake.pass_over(packet, message.qos)
-
-    def _wants(self, message: paho.MQTTMessage, topic: str, route: Route) -> bool:
-        """Whether it is to be carried; what is not is counted."""
-        stats, options = self._stats, self._options
-        if topic == options.status_topic:  # which tells of no device
-            return False
-        if self._subscriptions.is_copy(topic, bytes(message.payload), message.properties):
-            stats.messages_copied += 1
-            return False
-        if message.retain and not (route.status or options.take_retained):
-            stats.messages_retained += 1
-            return False
-        if not route.matched:
-            stats.messages_unmatched += 1
-            self._carried.example = topic
-            return options.hand_on_unmatched
-        return True
 
 
 def _acknowledge(client: object, packet: int, qos: int) -> None:
