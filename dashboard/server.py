@@ -11,13 +11,11 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-import psycopg
 import structlog
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
-import database
 import metrics
 from config import ConfigError
 from dashboard.access import Access
@@ -85,7 +83,7 @@ class DashboardServer:
         """Serve, and at a stop finish the answers in hand."""
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what it says is said here in other words
         try:
-            self._first_look()
+            self._pulse.first()
             assets = Assets()
             listener = _listen(self._options)
             self.port = int(listener.getsockname()[1])
@@ -121,18 +119,6 @@ class DashboardServer:
             yield metrics.PAGES, (), len(self._hub.clients)
             yield metrics.CONNECTIONS, ("in_use",), self._asking.in_use
             yield metrics.CONNECTIONS, ("idle",), self._asking.idle
-
-    def _first_look(self) -> None:
-        """A wrong password and a schema that does not fit are told now, not on every page."""
-        try:
-            self._pulse.first()
-        except psycopg.Error as error:
-            if database.is_refused(error):
-                raise ConfigError(
-                    f"DATABASE_URL: the server refused it: {database.refusal(error)}"
-                ) from None
-            if not database.is_world(error):
-                raise
 
     async def _serve(self, listener: socket.socket, assets: Assets) -> None:
         options, loop = self._options, asyncio.get_running_loop()

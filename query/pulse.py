@@ -10,6 +10,7 @@ import structlog
 import database
 import metrics
 import schema_check
+from config import ConfigError
 from database import BoundedConnection
 from metrics import Sample
 from progress import Progress
@@ -72,9 +73,20 @@ class Pulse:
         yield metrics.ANSWERS, (), int(self.answers)
 
     def first(self) -> None:
-        """Before `run`: raises `SchemaMismatch`, and psycopg errors as they come."""
-        self._ask()
-        self._change(True, "")
+        """Before `run`: what no waiting mends is told whoever starts the process, not everybody who asks.
+
+        Raises: `ConfigError` where the database refuses for good, `SchemaMismatch`. For one that is away
+        `run` waits.
+        """
+        try:
+            self._ask()
+        except psycopg.Error as error:
+            if database.is_refused(error):
+                raise ConfigError(database.refusal(error)) from None
+            if not database.is_world(error):
+                raise
+        else:
+            self._change(True, "")
 
     def _beat(self) -> None:
         try:

@@ -12,12 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-import psycopg
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-import database
 import metrics
 from config import ConfigError
 from live_listener import Following
@@ -79,7 +77,7 @@ class QueryServer:
         _quiet()
         self._say_health(False)
         try:
-            self._first_look()
+            self._pulse.first()
             server = self._listen()
         except BaseException:
             self._pulse.close()
@@ -119,18 +117,6 @@ class QueryServer:
         yield metrics.CONNECTIONS, ("in_use",), self._calls.in_use
         yield metrics.CONNECTIONS, ("idle",), self._calls.idle
         yield metrics.QUERY_STREAMS, (), self.hub.count
-
-    def _first_look(self) -> None:
-        """A wrong password and a schema that does not fit are told now, not to every caller."""
-        try:
-            self._pulse.first()
-        except psycopg.Error as error:
-            if database.is_refused(error):
-                raise ConfigError(
-                    f"DATABASE_URL: the server refused it: {database.refusal(error)}"
-                ) from None
-            if not database.is_world(error):
-                raise
 
     def _listen(self) -> grpc.Server:
         options = self._options
