@@ -76,6 +76,11 @@ class Workshop:
             client.close()
 
 
+def numbered(count: int) -> list[dict[str, str]]:
+    """So many entries, each with its number as its value."""
+    return [{"value": str(number)} for number in range(count)]
+
+
 def outcome(entries: Iterable[Entry], fate: Fate = Fate.STORED) -> Outcome:
     """What the writer answers when all of `entries` met one fate."""
     rejection = Rejection(Reason.VALUE_NAN, "not a number", "d", "t", "nan")

@@ -14,19 +14,8 @@ import models
 import schema_check
 from redis_client import execute
 from tests.broker import Broker
-from tests.commands import Command, commands
+from tests.commands import Command
 from tests.support import Database
-
-
-@pytest.fixture
-def run(
-    database: Database,
-    redis_url: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Command:
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    return commands(database, capsys, monkeypatch)
 
 
 def lines(run: Command) -> tuple[int, dict[str, tuple[bool | None, str]]]:

@@ -38,13 +38,6 @@ NAMED = (CREATED, GONE)
 ONE = [{"device_id": "d1"}]
 
 
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
-
-
 def ledger(client: redis.Redis, pattern: str = "mqtt_stream:*") -> Ledger:
     return read_ledger(client, GROUP, pattern, FAILED, NAMED)
 

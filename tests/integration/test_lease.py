@@ -74,13 +74,6 @@ def holder(redis_url: str) -> Iterator[Holder]:
     made.close()
 
 
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
-
-
 class Waits:
     """Stands in for the pause between two attempts: counts, and lets something happen meanwhile."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,23 +21,13 @@ from tests.integration.readers import (
     Workshop,
     deliver,
     flat,
+    numbered,
     outcome,
     read_all,
 )
 from tests.support import add, wait_until
 
 STREAM = "mqtt_stream:d:t"
-
-
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
-
-
-def numbered(count: int) -> list[dict[str, str]]:
-    return [{"value": str(number)} for number in range(count)]
 
 
 def ledger(client: redis.Redis) -> Ledger:

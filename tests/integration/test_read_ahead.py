@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 import redis
 from structlog.testing import capture_logs
 
@@ -21,13 +20,6 @@ from tests.support import add, books, wait_until
 
 STREAMS = [f"mqtt_stream:d{number}:t" for number in range(5)]
 OPTIONS: dict[str, Any] = {"batch_size": 50, "discovery_interval_sec": 60.0}
-
-
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
 
 
 def fill(client: redis.Redis, entries: int) -> None:

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -25,21 +25,11 @@ from tests.integration.readers import (
     Workshop,
     flat,
     ids,
+    numbered,
     outcome,
     read_all,
 )
 from tests.support import add, books, wait_until
-
-
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
-
-
-def numbered(count: int) -> list[dict[str, str]]:
-    return [{"value": str(number)} for number in range(count)]
 
 
 def test_the_dead_letter_stream_and_keys_of_other_types_are_left_out(

@@ -24,6 +24,7 @@ from tests.integration.readers import (
     flat,
     ids,
     make_stale,
+    numbered,
     outcome,
     pending,
     read_all,
@@ -35,20 +36,9 @@ STREAM = "mqtt_stream:d:t"
 
 
 @pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def proxy(valkey: Valkey) -> Iterator[Proxy]:
     with proxy_to(str(valkey.socket)) as made:
         yield made
-
-
-def numbered(count: int) -> list[dict[str, str]]:
-    return [{"value": str(number)} for number in range(count)]
 
 
 def test_own_pending_entries_of_all_streams_come_first_page_by_page(

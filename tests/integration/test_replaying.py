@@ -16,23 +16,12 @@ from ops.letters import Letter, Wanted
 from ops.replay import Replayer, record_of
 from redis_client import execute
 from replays import MARK
-from tests.commands import Command, commands
+from tests.commands import Command
 from tests.support import Database, add, books, dead_letters, everything_settled, settings_for, wait_until
 
 STREAM = "mqtt_stream:kitchen:temperature"
 SHARD = "mqtt_stream:shard:1"
 FAILED = "mqtt_stream:failed"
-
-
-@pytest.fixture
-def run(
-    database: Database,
-    redis_url: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Command:
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    return commands(database, capsys, monkeypatch)
 
 
 @contextmanager

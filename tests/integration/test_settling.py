@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import redis
@@ -24,6 +24,7 @@ from tests.integration.readers import (
     Clock,
     Workshop,
     flat,
+    numbered,
     outcome,
     pending,
     read_all,
@@ -32,17 +33,6 @@ from tests.support import add, books, dead_letters, wait_until
 
 STREAM = "mqtt_stream:d:t"
 WIDE = 3_000  # fields of one entry, more than a script can take
-
-
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
-
-
-def numbered(count: int) -> list[dict[str, str]]:
-    return [{"value": str(number)} for number in range(count)]
 
 
 def add_raw(client: redis.Redis, fields: Sequence[bytes], stream: str = STREAM) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -33,13 +33,6 @@ from tests.support import books, wait_until
 
 ALIVE = Keys(GROUP).alive("mqtt_stream:*")
 Made = Callable[..., RedisReader]
-
-
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
 
 
 def names(count: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ STREAM = "mqtt_stream:d:t"
 NOW_MS = 1_000_000_000
 RETENTION_SEC = 1_000
 OLD, NEW = NOW_MS - 1_000_001, NOW_MS - 1_000_000  # the last millisecond that goes, the first that stays
-
-
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
 
 
 def add_at(client: redis.Redis, *entry_ids: str, stream: str = STREAM) -> None:
