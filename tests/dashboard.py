@@ -16,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 from dashboard.options import DashboardOptions, PipelineOptions
 from dashboard.server import DashboardServer
 from retry import StopFlag
-from tests.support import Database, wait_until
+from tests.support import Database, in_thread, wait_until
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -108,28 +108,13 @@ def options_for(
 def showing(database: Database, url: str = "", redis_url: str = NOWHERE, **changes: Any) -> Iterator[Page]:
     """A dashboard until the block ends, which must be clean."""
     server = DashboardServer(options_for(database, url, redis_url, **changes), StopFlag(8.0))
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            server.run()
-        except BaseException as error:  # noqa: BLE001  raised below
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    page = None
-    try:
+    with in_thread(server) as errors:
         wait_until(lambda: server.serving or errors, what="a dashboard that serves")
         if errors:
             raise errors[0]
         page = Page(server)
-        yield page
-    finally:
-        server.stop()
-        if page:
+        try:
+            yield page
+        finally:
+            server.stop()
             page.close()
-        thread.join(15)
-    assert not thread.is_alive(), "the dashboard did not stop"
-    if errors:
-        raise errors[0]

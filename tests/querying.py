@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from query.server import QueryServer
 from retry import StopFlag
 from schema import Reading
 from tests.faults import Proxy, proxy_to
-from tests.support import Database, wait_until
+from tests.support import Database, in_thread, wait_until
 from tests.writing import batch_of, reading, rig
 
 DEADLINE = 20.0  # of every call that a test expects to be answered
@@ -66,17 +65,7 @@ def serving(
 ) -> Iterator[Served]:
     """A server until the block ends, which must be clean."""
     server = QueryServer(options_for(database, url, **changes), StopFlag(8.0))
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            server.run()
-        except BaseException as error:  # noqa: BLE001  raised below
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
+    with in_thread(server) as errors:
         wait_until(lambda: server.port is not None or errors, what="a port")
         if errors:
             raise errors[0]
@@ -87,12 +76,6 @@ def serving(
             else grpc.insecure_channel(address) as channel
         ):
             yield Served(server, channel)
-    finally:
-        server.stop()
-        thread.join(15)
-    assert not thread.is_alive(), "the server did not stop"
-    if errors:
-        raise errors[0]
 
 
 @contextmanager

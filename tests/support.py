@@ -21,6 +21,7 @@ import config
 import redis_client
 from config import Settings
 from ops.ledger import Books, read_ledger
+from serving import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,6 +113,35 @@ def dead_letters(client: redis.Redis) -> list[list[bytes]]:
     """The dead-letter stream: each letter's names and values in turn, as they stand."""
     reply = redis_client.execute(client, "XRANGE", "mqtt_stream:failed", "-", "+")
     return [fields for _, fields in reply]
+
+
+@contextlib.contextmanager
+def in_thread(service: Service) -> Iterator[list[BaseException]]:
+    """It runs until the block ends, and has to end without an error by then: those come into the list."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            service.run()
+        except BaseException as error:  # noqa: BLE001  raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield errors
+    finally:
+        service.stop()
+        thread.join(20)
+    assert not thread.is_alive(), "it did not stop"
+    if errors:
+        raise errors[0]
+
+
+def run_until(service: Service, condition: Callable[[], object]) -> None:
+    """Run it in a thread until `condition` holds."""
+    with in_thread(service) as errors:
+        wait_until(lambda: errors or condition())
 
 
 class Daemon:

@@ -29,7 +29,6 @@ from retry import StopFlag
 from standalone.servers import Valkey
 from tests.broker import Broker, end, free_port, running
 from tests.integration.readers import deliver, make_stale
-from tests.integration.test_worker import run_until
 from tests.redis_servers import SERVERS, program_of
 from tests.support import (
     ROOT,
@@ -38,6 +37,7 @@ from tests.support import (
     add,
     books,
     everything_settled,
+    run_until,
     settings_for,
     wait_until,
 )

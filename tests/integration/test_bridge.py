@@ -34,7 +34,16 @@ from standalone.servers import Valkey
 from tests.broker import Broker, Mosquitto, end, running
 from tests.conftest import require
 from tests.faults import Proxy, proxy_to
-from tests.support import ROOT, Database, books, everything_settled, settings_for, wait_until
+from tests.support import (
+    ROOT,
+    Database,
+    books,
+    everything_settled,
+    in_thread,
+    run_until,
+    settings_for,
+    wait_until,
+)
 
 LIMITS = Limits(
     topic_templates=("devices/{device_id}/telemetry", "pico/{sensor_type}/{device_id}"),
@@ -67,25 +76,9 @@ def start() -> Iterator[Start]:
 
 @contextlib.contextmanager
 def bridging(options: BridgeOptions) -> Iterator[Bridge]:
-    failures: list[BaseException] = []
     bridge = Bridge(options, StopFlag(8.0))
-
-    def run() -> None:
-        try:
-            bridge.run()
-        except BaseException as error:  # noqa: BLE001  handed to the test below
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with in_thread(bridge):
         yield bridge
-    finally:
-        bridge.stop()
-        thread.join(20)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
 
 
 def options_for(broker: Broker, redis_url: str, *, port: int = 0, **changes: Any) -> BridgeOptions:
@@ -213,14 +206,7 @@ def run_worker(database: Database, redis_url: str, condition: Callable[[], objec
             status_templates=",".join(LIMITS.status_templates),
         )
     )
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    try:
-        wait_until(condition)
-    finally:
-        service.stop()
-        thread.join(20)
-    assert not thread.is_alive()
+    run_until(service, condition)
 
 
 # The daily way

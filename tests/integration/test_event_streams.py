@@ -30,7 +30,7 @@ from tests.integration.readers import (
     read_all,
     recover_all,
 )
-from tests.support import Database, add, settings_for, wait_until
+from tests.support import Database, add, run_until, settings_for, wait_until
 
 CREATED = "devices.threshold.created"
 GONE = "devices.device.deleted"
@@ -217,13 +217,7 @@ def test_bad_events_are_dead_letters_with_every_original_byte(
         (entry_id,) = add(client, stream, [fields])
         parts = [part for pair in fields.items() for part in pair]
         sent.append((stream.encode(), entry_id, [p.encode() if isinstance(p, str) else p for p in parts]))
-    worker = threading.Thread(target=service.run)
-    worker.start()
-    try:
-        wait_until(lambda: client.xlen(FAILED) == len(BAD))
-    finally:
-        service.stop()
-        worker.join(20)
+    run_until(service, lambda: client.xlen(FAILED) == len(BAD))
     letters = [fields for _, fields in execute(client, "XRANGE", FAILED, "-", "+")]
     found = []
     for letter in letters:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import redis
 
 from main import DatabaseWriterService
-from tests.integration.test_worker import run_until
 from tests.payload_examples import EXAMPLES
-from tests.support import Database, add, books, everything_settled, settings_for
+from tests.support import Database, add, books, everything_settled, run_until, settings_for
 
 
 def test_every_makers_example_becomes_its_rows(

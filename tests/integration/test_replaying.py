@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,16 @@ from ops.replay import Replayer, record_of
 from redis_client import execute
 from replays import MARK
 from tests.commands import Command
-from tests.support import Database, add, books, dead_letters, everything_settled, settings_for, wait_until
+from tests.support import (
+    Database,
+    add,
+    books,
+    dead_letters,
+    everything_settled,
+    in_thread,
+    settings_for,
+    wait_until,
+)
 
 STREAM = "mqtt_stream:kitchen:temperature"
 SHARD = "mqtt_stream:shard:1"
@@ -27,15 +35,8 @@ FAILED = "mqtt_stream:failed"
 @contextmanager
 def working(database: Database, redis_url: str, **changes: Any) -> Iterator[None]:
     """A worker that runs meanwhile."""
-    service = DatabaseWriterService(settings_for(database, redis_url, **changes))
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    try:
+    with in_thread(DatabaseWriterService(settings_for(database, redis_url, **changes))):
         yield
-    finally:
-        service.stop()
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def worked(database: Database, redis_url: str, client: redis.Redis, entries: int, **changes: Any) -> None:

@@ -246,15 +246,20 @@ def crash_after(database: Database, monkeypatch: pytest.MonkeyPatch, left: int) 
 # Many workers
 
 
+def write_slowly(connection: psycopg.Connection) -> None:
+    """A reading of yesterday, in a transaction that is yet to be committed."""
+    connection.execute(
+        "insert into sensor_readings (device_id, sensor_type, timestamp, value, message_id)"
+        " values ('slow', 's', %s, 1, gen_random_uuid())",
+        [datetime.fromtimestamp(YESTERDAY_US / 1e6, UTC)],
+    )
+
+
 def test_the_border_waits_for_a_transaction_that_wrote_before_it_moved(plain_database: Database) -> None:
     with rig(plain_database) as one, psycopg.connect(plain_database.url) as slow:
         one.writer.start()
         one.writer.write(batch_of([at(1, YESTERDAY_US)]))
-        slow.execute(
-            "insert into sensor_readings (device_id, sensor_type, timestamp, value, message_id)"
-            " values ('slow', 's', %s, 1, gen_random_uuid())",
-            [datetime.fromtimestamp(YESTERDAY_US / 1e6, UTC)],
-        )  # has asked for no border yet
+        write_slowly(slow)  # has asked for no border yet
         for _ in range(5):
             one.writer.upkeep()
             one.hurry()
@@ -318,11 +323,7 @@ def test_a_border_that_moves_without_waiting_leaves_wrong_rollups(
     with rig(plain_database) as one, psycopg.connect(plain_database.url) as slow:
         one.writer.start()
         one.writer.write(batch_of([at(1, YESTERDAY_US)]))
-        slow.execute(
-            "insert into sensor_readings (device_id, sensor_type, timestamp, value, message_id)"
-            " values ('slow', 's', %s, 1, gen_random_uuid())",
-            [datetime.fromtimestamp(YESTERDAY_US / 1e6, UTC)],
-        )
+        write_slowly(slow)
         roll(one)
         slow.commit()
         roll(one)

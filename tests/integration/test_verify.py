@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +20,7 @@ from main import DatabaseWriterService
 from ops import verify
 from redis_scripts import Keys
 from tests.commands import commands
-from tests.support import ROOT, Database, add, everything_settled, settings_for, wait_until
+from tests.support import ROOT, Database, add, everything_settled, in_thread, settings_for, wait_until
 
 AWAY = "postgresql://sluice:s3cret-word@127.0.0.1:1/none"
 REDIS_AWAY = "redis://:s3cret-word@127.0.0.1:1/0"
@@ -36,15 +35,9 @@ def settings(database: Database, redis_url: str) -> Settings:
 def working(settings: Settings) -> Iterator[None]:
     """A worker that runs meanwhile."""
     service = DatabaseWriterService(settings)
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    try:
-        wait_until(lambda: service.health_check()["running"])
+    with in_thread(service) as errors:
+        wait_until(lambda: errors or service.health_check()["running"])
         yield
-    finally:
-        service.stop()
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 @pytest.fixture

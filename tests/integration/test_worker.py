@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 import pytest
 import redis
 
 import redis_client
 from main import DatabaseWriterService
 from schema_check import SchemaMismatch
-from tests.support import Database, add, books, dead_letters, everything_settled, settings_for, wait_until
+from tests.support import (
+    Database,
+    add,
+    books,
+    dead_letters,
+    everything_settled,
+    run_until,
+    settings_for,
+)
 
 
 @pytest.fixture
 def service(database: Database, redis_url: str) -> DatabaseWriterService:
     return DatabaseWriterService(settings_for(database, redis_url, consumer_name="one"))
-
-
-def run_until(service: DatabaseWriterService, condition: Callable[[], object]) -> None:
-    """Run the worker in a thread until `condition` holds, then stop it."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            service.run()
-        except BaseException as error:  # noqa: BLE001  handed to the test below
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        wait_until(lambda: failures or condition())
-    finally:
-        service.stop()
-        thread.join(20)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
 
 
 def test_a_reading_is_stored_once_and_counted_once(
