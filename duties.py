@@ -36,3 +36,31 @@ def take(connection: Connection, name: str, holder: str, seconds: float) -> bool
 def give_back(connection: Connection, name: str, holder: str) -> None:
     """Let another take the duty at once; nothing happens where `holder` has it no longer."""
     connection.execute(_GIVE_BACK, {"name": name, "holder": holder})
+
+
+class Held:
+    """What one holder knows of a duty, so that it asks the database only when half of its lease is over.
+
+    `now` in seconds, by any clock of the holder's that does not jump.
+    """
+
+    def __init__(self, name: str, holder: str, lease_sec: float) -> None:
+        self._name = name
+        self._holder = holder
+        self._lease_sec = lease_sec
+        self._until = 0.0
+
+    def surely(self, now: float) -> bool:
+        """Whether it is held for long enough yet."""
+        return now < self._until - self._lease_sec / 2
+
+    def take(self, connection: Connection, now: float) -> bool:
+        """As the function of that name."""
+        taken = take(connection, self._name, self._holder, self._lease_sec)
+        self._until = now + self._lease_sec if taken else 0.0
+        return taken
+
+    def give_back(self, connection: Connection) -> None:
+        """As the function of that name."""
+        if self._until:
+            give_back(connection, self._name, self._holder)

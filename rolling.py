@@ -17,9 +17,9 @@ import psycopg
 import structlog
 from psycopg import sql
 
-import duties
 import rollup_sql as statements
 from database import BoundedConnection
+from duties import Held
 from rollup_parts import EPOCH, RollupParts
 
 DUTY = "rollups"
@@ -72,11 +72,10 @@ class Rolling:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._table = table
-        self._holder = holder
+        self._duty = Held(DUTY, holder, LEASE_SEC)
         self._caught_up_at = caught_up_at
         self._clock = clock
         self._next = 0.0
-        self._held_until = 0.0
         self._parts = RollupParts()
         self._page = 200
         self._hours = MOST_HOURS
@@ -94,20 +93,17 @@ class Rolling:
         """Whether this worker has the duty now. To be committed at once: until then others wait."""
         now = self._clock()
         self._next = now + LOOK_SEC
-        if now < self._held_until - LEASE_SEC / 2:
+        if self._duty.surely(now):
             return True
         row = connection.execute(statements.IS_KEPT_BY_WORKERS).fetchone()
         if row is None or not row[0]:
             self._next = inf  # TimescaleDB does it
             return False
-        taken = duties.take(connection, DUTY, self._holder, LEASE_SEC)
-        self._held_until = now + LEASE_SEC if taken else 0.0
-        return taken
+        return self._duty.take(connection, now)
 
     def give_back(self, connection: BoundedConnection) -> None:
         """Let another worker take the duty at once."""
-        if self._held_until:
-            duties.give_back(connection, DUTY, self._holder)
+        self._duty.give_back(connection)
 
     def run(self, begin: Begin) -> None:
         """Some steps, each a transaction of its own, which `begin` opens. Raises psycopg errors: then

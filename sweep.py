@@ -16,9 +16,9 @@ import structlog
 from psycopg import sql
 
 import alert_store
-import duties
 import sweep_sql as statements
 from database import BoundedConnection
+from duties import Held
 from registry_sql import REPAIR
 
 DUTY = "sweep"
@@ -60,7 +60,7 @@ class Sweep:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._table = table
-        self._holder = holder
+        self._duty = Held(DUTY, holder, LEASE_SEC)
         self._publish = publish
         self._caught_up_at = caught_up_at
         self._now = now
@@ -68,7 +68,6 @@ class Sweep:
         self._next = 0.0
         self._pace = INTERVAL_SEC
         self._listens_since = inf  # this process; what lies before that is a gap, however short
-        self._held_until = 0.0
         self._after = ("", "")  # the last series that was compared
 
     @property
@@ -80,16 +79,11 @@ class Sweep:
         """Whether this worker has the duty now. To be committed at once: until then others wait."""
         now = self._clock()
         self._next = now + INTERVAL_SEC
-        if now < self._held_until - LEASE_SEC / 2:
-            return True
-        taken = duties.take(connection, DUTY, self._holder, LEASE_SEC)
-        self._held_until = now + LEASE_SEC if taken else 0.0
-        return taken
+        return self._duty.surely(now) or self._duty.take(connection, now)
 
     def give_back(self, connection: BoundedConnection) -> None:
         """Let another worker take the duty at once."""
-        if self._held_until:
-            duties.give_back(connection, DUTY, self._holder)
+        self._duty.give_back(connection)
 
     def run(self, begin: Callable[[], BoundedConnection]) -> Swept:
         """One sweep: pieces that each commit a transaction of their own, which `begin` opens, so that none

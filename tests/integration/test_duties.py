@@ -62,3 +62,24 @@ def test_of_many_that_reach_for_a_free_duty_one_gets_it(database: Database) -> N
 
     taken = together([lambda name=f"h{number}": reach(name) for number in range(8)])  # type: ignore[misc]
     assert sorted(taken) == [False] * 7 + [True]
+
+
+def test_a_holder_asks_again_when_half_of_its_lease_is_over(connection: psycopg.Connection) -> None:
+    one = duties.Held("sweep", "one", 30)
+    assert not one.surely(100)
+    assert one.take(connection, 100)
+    assert one.surely(114.9)
+    assert not one.surely(115)
+    expire(connection)
+    assert duties.take(connection, "sweep", "two", 30)
+    assert not one.take(connection, 115)
+    assert not one.surely(115)
+
+
+def test_a_holder_gives_back_what_it_has_taken_and_nothing_else(connection: psycopg.Connection) -> None:
+    one, other_life = (duties.Held("sweep", "one", 30) for _ in range(2))
+    assert one.take(connection, 0)
+    other_life.give_back(connection)
+    assert not duties.take(connection, "sweep", "two", 30)
+    one.give_back(connection)
+    assert duties.take(connection, "sweep", "two", 30)
