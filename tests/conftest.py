@@ -32,7 +32,7 @@ from tests.broker import KINDS, Broker, Mosquitto, Recorder, missing, needed, re
 from tests.faults import Proxy, proxy_to
 from tests.forge import Forge, forging
 from tests.scenarios import pytest_generate_tests, pytest_pyfunc_call, stage_of  # noqa: F401  used by pytest
-from tests.support import Daemon, Database, daemons, wait_until
+from tests.support import Daemon, Database, daemons, started, wait_until
 
 # How long an example takes on a busy machine is no finding.
 hypothesis.settings.register_profile(
@@ -113,9 +113,8 @@ def valkey(server_folder: Path) -> Iterator[Valkey]:
     given = os.environ.get("TEST_REDIS_SERVER")
     program = Path(given).resolve() if given else None
     server = Valkey(server_folder / "valkey", ["--appendonly", "no"], program)
-    server.start()
-    yield server
-    server.stop()
+    with started(server):
+        yield server
 
 
 @pytest.fixture
@@ -142,9 +141,8 @@ def postgres(server_folder: Path) -> Iterator[Postgres]:
     no_log = ["fsync=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0"]
     server = Postgres(server_folder / "postgres", [*no_log, "max_connections=60"])
     server.stop_signal = signal.SIGQUIT  # at once: nobody comes back to these data
-    server.start()
-    yield server
-    server.stop()
+    with started(server):
+        yield server
 
 
 @pytest.fixture(scope="session")

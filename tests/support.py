@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import redis
@@ -22,8 +22,10 @@ import redis_client
 from config import Settings
 from ops.ledger import Books, read_ledger
 from serving import Service
+from standalone.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
+S = TypeVar("S", bound=Server)
 
 
 def is_needed(program: str) -> bool:
@@ -113,6 +115,16 @@ def dead_letters(client: redis.Redis) -> list[list[bytes]]:
     """The dead-letter stream: each letter's names and values in turn, as they stand."""
     reply = redis_client.execute(client, "XRANGE", "mqtt_stream:failed", "-", "+")
     return [fields for _, fields in reply]
+
+
+@contextlib.contextmanager
+def started(server: S) -> Iterator[S]:
+    """A server that runs until the block ends."""
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextlib.contextmanager

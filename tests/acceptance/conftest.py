@@ -10,24 +10,22 @@ import pytest
 import config
 from ops import migrate
 from standalone.servers import Postgres, Valkey
-from tests.support import Database
+from tests.support import Database, started
 
 
 @pytest.fixture
 def own_valkey(server_folder: Path, tmp_path: Path) -> Iterator[Valkey]:
     """A Valkey that loses nothing it acknowledged, however it ends."""
     server = Valkey(server_folder / f"valkey-{tmp_path.name[-20:]}", ["--appendfsync", "always"])
-    server.start()
-    yield server
-    server.stop()
+    with started(server):
+        yield server
 
 
 @pytest.fixture
 def own_postgres(server_folder: Path, tmp_path: Path) -> Iterator[Postgres]:
     server = Postgres(server_folder / f"postgres-{tmp_path.name[-20:]}")
-    server.start()
-    yield server
-    server.stop()
+    with started(server):
+        yield server
 
 
 @pytest.fixture

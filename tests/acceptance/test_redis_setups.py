@@ -39,6 +39,7 @@ from tests.support import (
     everything_settled,
     run_until,
     settings_for,
+    started,
     wait_until,
 )
 from tests.tls import make_certificates, tls_in_front_of
@@ -358,9 +359,8 @@ def any_server(
 ) -> Iterator[tuple[Valkey, str]]:
     program = None if request.param == "embedded" else program_of(request.param, tmp_path)
     server = Valkey(server_folder / f"any-{tmp_path.name[-20:]}", ["--appendonly", "no"], program)
-    server.start()
-    yield server, request.param
-    server.stop()
+    with started(server):
+        yield server, request.param
 
 
 def test_a_worker_does_all_of_its_work_on_every_version(

@@ -13,14 +13,14 @@ import redis_client
 from redis_line import Line
 from standalone.servers import Valkey
 from tests.faults import Proxy, proxy_to
+from tests.support import started
 
 
 @pytest.fixture
 def successor(server_folder: Path, tmp_path: Path) -> Iterator[Valkey]:
     server = Valkey(server_folder / f"successor-{tmp_path.name[-12:]}", ["--appendonly", "no"])
-    server.start()
-    yield server
-    server.stop()
+    with started(server):
+        yield server
 
 
 @pytest.fixture
@@ -33,9 +33,8 @@ def leading(own_valkey: Valkey) -> Iterator[Proxy]:
 @pytest.fixture
 def own_valkey(server_folder: Path, tmp_path: Path) -> Iterator[Valkey]:
     server = Valkey(server_folder / f"demoted-{tmp_path.name[-12:]}", ["--appendonly", "no"])
-    server.start()
-    yield server
-    server.stop()
+    with started(server):
+        yield server
 
 
 def demote(server: Valkey) -> None:
