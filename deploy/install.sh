@@ -3,6 +3,7 @@
 # Run it again after an update, or after a secret was added: it changes only what is not yet as it should be,
 # and never a setting. It starts nothing.
 set -euo pipefail
+umask 022 # services run as a user of their own, which has to read what root has installed
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 prefix=/opt/sluice dry_run= workers=1 packages=yes python=python3
 root=${DESTDIR:-}
@@ -37,6 +38,9 @@ done
 case $prefix in
     *[!A-Za-z0-9/._-]* | [!/]*) refuse "--prefix is '$prefix'; it takes an absolute path of letters, digits, . _ and -" ;;
 esac
+case /$prefix/ in
+    */../*) refuse "--prefix is '$prefix'; it takes a path without .." ;;
+esac
 [ "$prefix" != / ] || refuse "--prefix is /; it takes a folder of its own, such as /opt/sluice"
 case $workers in
     '' | *[!0-9]*) refuse "--workers is '$workers'; it takes a number from 1 to 99" ;;
@@ -45,6 +49,11 @@ esac
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     refuse "$python is missing or older than 3.11; install Python, or name one with --python"
 [ -f "$here/main.py" ] && [ -f "$here/requirements/core.txt" ] || refuse "$here is no checkout of Sluice"
+if [ -n "$(ls -A "$root$prefix" 2>/dev/null)" ] && ! [ -f "$root$prefix/.sluice" ] &&
+    ! { [ -f "$root$prefix/migrate.sh" ] && [ -f "$root$prefix/requirements/core.txt" ]; }; then
+    # folders and modules that are not of this version are removed there
+    refuse "$root$prefix is not empty, and nothing that this has installed; it takes a folder of its own"
+fi
 [ "$here" != "$root$prefix" ] || refuse "$here is where it would be installed; run it from another folder"
 if [ -z "$root" ] && [ -z "$dry_run" ]; then
     [ "$(id -u)" = 0 ] || refuse "only root may write to $prefix and /etc; run it with sudo"
@@ -73,10 +82,12 @@ write() {  # write FILE MODE < content: only where it is not there already
 # ---- Program
 say "Sluice goes to $root$prefix, its settings are in $root/etc/sluice."
 act mkdir -p "$root$prefix"
+act touch "$root$prefix/.sluice"
 for folder in alembic deploy docs health mqtt ops query dashboard requirements; do
     act rm -rf "$root${prefix:?}/$folder.new"
     act cp -R "$here/$folder" "$root$prefix/$folder.new"
     act find "$root$prefix/$folder.new" -name __pycache__ -prune -exec rm -rf {} +
+    act chmod -R a+rX "$root$prefix/$folder.new"
     act rm -rf "$root${prefix:?}/$folder"
     act mv "$root$prefix/$folder.new" "$root$prefix/$folder"
 done
@@ -84,6 +95,8 @@ for old in "$root$prefix"/*.py; do  # a module that this version no longer has
     [ ! -e "$old" ] || [ -e "$here/${old##*/}" ] || act rm "$old"
 done
 act cp "$here"/*.py "$here/alembic.ini" "$here/migrate.sh" "$here/.env.example" "$root$prefix/"
+act chmod a+rX "$root$prefix"/*.py "$root$prefix/alembic.ini" "$root$prefix/migrate.sh" "$root$prefix/.env.example"
+sed "s#/opt/sluice#$prefix#g" "$here/deploy/sluice.sh" | write "$prefix/sluice" 0755
 if [ -n "$packages" ]; then
     [ -x "$root$prefix/.venv/bin/python" ] || act "$python" -m venv "$root$prefix/.venv"
     for list in core query dashboard; do
@@ -149,6 +162,6 @@ Next, as root:
   1. secrets, one a file: (umask 077; echo 'postgresql://…' >/etc/sluice/credentials/database_url), as well
      redis_url, mqtt_url and others where you need them; then run this again
   2. settings: edit /etc/sluice/sluice.env
-  3. the schema: cd $prefix && DATABASE_URL_FILE=/etc/sluice/credentials/database_url ./migrate.sh upgrade
+  3. $prefix/sluice migrate upgrade, and $prefix/sluice check: the schema; is all as it should be?
   4. systemctl enable --now sluice.target sluice-worker@worker-1 (and sluice-bridge sluice-query sluice-dashboard)
 NEXT

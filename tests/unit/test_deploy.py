@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -279,6 +281,7 @@ def test_each_service_is_handed_the_secrets_that_it_may_need_and_no_others(tmp_p
         (("--workers", "many"), "--workers is 'many'; it takes a number from 1 to 99"),
         (("--prefix", "relative"), "--prefix is 'relative'; it takes an absolute path"),
         (("--prefix", "/"), "--prefix is /; it takes a folder of its own"),
+        (("--prefix", "/opt/../etc"), "--prefix is '/opt/../etc'; it takes a path without .."),
         (("--python", "/bin/false"), "/bin/false is missing or older than 3.11"),
     ],
 )
@@ -289,3 +292,60 @@ def test_what_cannot_be_installed_is_refused_before_anything_is_written(
     assert done.returncode == 1
     assert told in done.stderr
     assert not (tmp_path / "machine").exists()
+
+
+def test_a_folder_with_something_of_others_in_it_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "srv/app/main.py"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("")
+    before = tree(tmp_path)
+    done = install(tmp_path, "--prefix", "/srv/app")
+    assert done.returncode == 1
+    assert "/srv/app is not empty, and nothing that this has installed" in done.stderr
+    assert tree(tmp_path) == before
+
+
+def test_services_can_read_what_a_root_with_a_narrow_umask_installs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"umask 077; exec {DEPLOY / 'install.sh'} --no-packages"],  # noqa: S607
+        env={"DESTDIR": str(tmp_path / "machine"), "PATH": "/usr/local/bin:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "machine"
+    narrow = [
+        path for path in root.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o004 == 0
+    ]
+    assert [path.name for path in narrow] == ["credentials"]
+
+
+def test_a_command_run_by_hand_has_the_secrets_of_the_services(tmp_path: Path) -> None:
+    program, credentials = tmp_path / "opt/sluice", tmp_path / "etc/sluice/credentials"
+    assert install(tmp_path).returncode == 0
+    (credentials / "database_url").write_text("postgresql://sluice:secret@db/sluice\n")
+    (credentials / "README.txt").write_text("")  # no name of a setting
+    script = program / "sluice"
+    text = script.read_text(encoding="utf-8")
+    script.write_text(text.replace("/opt/", f"{tmp_path}/opt/").replace("/etc/", f"{tmp_path}/etc/"))
+    (program / ".venv/bin").mkdir(parents=True)
+    (program / ".venv/bin/python").symlink_to(sys.executable)
+    settings = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = run_script(script, "config", "--json", environment=settings)
+    (address,) = (one for one in json.loads(shown.stdout) if one["name"] == "DATABASE_URL")
+    assert (address["value"], address["origin"]) == ("postgresql://***@db/sluice", "DATABASE_URL_FILE")
+    migrated = run_script(script, "migrate", "nonsense", environment=settings)
+    assert migrated.returncode == 2
+    assert "usage: ./migrate.sh COMMAND" in migrated.stdout + migrated.stderr
+    shutil.rmtree(credentials)
+    without = run_script(script, "config", environment=settings)
+    assert (without.returncode, without.stdout) == (2, "")
+    assert "run it with sudo" in without.stderr
+
+
+def run_script(path: Path, *words: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(path), *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
