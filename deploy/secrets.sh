@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the secrets of deploy/compose.yaml, each a file: deploy/secrets.sh [FOLDER]   (default: deploy/secrets)
-# What is there already is kept, so that it may run again. The files can be read by everybody, since a container
+# What is there already is kept, so that it may run again; only redis_users is made anew, from the passwords that are
+# there, where docs/operations.md has other rights now (restart Redis then). The files can be read by everybody, since a container
 # sees them with the owner that they have here; it is the folder that only you may enter.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,7 +11,10 @@ mkdir -p "$folder"
 chmod 700 "$folder"
 
 keep() {  # keep NAME VALUE
-    [ ! -e "$folder/$1" ] || return 0
+    [ -e "$folder/$1" ] || put "$1" "$2"
+}
+
+put() {  # put NAME VALUE
     printf '%s\n' "$2" >"$folder/$1.new"
     chmod 444 "$folder/$1.new"
     mv "$folder/$1.new" "$folder/$1"
@@ -41,7 +45,14 @@ users=$(
     user bridge "$(cat "$folder/redis_bridge_password")"
     user dashboard "$(cat "$folder/redis_dashboard_password")" "$more" verify
 )
-keep redis_users "$users"
+if [ ! -e "$folder/redis_users" ]; then
+    put redis_users "$users"
+elif [ "$(cat "$folder/redis_users")" != "$users" ]; then
+    cp -p "$folder/redis_users" "$folder/redis_users.old"  # lines that somebody has added are not lost
+    put redis_users "$users"
+    echo "its rights have changed (what it was is in redis_users.old); Redis reads it when it starts:" \
+        "docker compose -f deploy/compose.yaml restart redis"
+fi
 keep query_token "$(random)"
 keep dashboard_password "$(random)"
 keep grafana_password "$(random)"

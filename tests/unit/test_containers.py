@@ -255,6 +255,22 @@ def test_secrets_are_made_once_for_all_that_compose_names(tmp_path: Path) -> Non
     assert dashboard.endswith(f" {more}")
 
 
+def test_rights_of_redis_users_that_have_changed_are_written_anew_with_the_same_passwords(
+    tmp_path: Path,
+) -> None:
+    run_secrets(tmp_path)
+    users = tmp_path / "redis_users"
+    now = users.read_text()
+    users.chmod(0o644)
+    users.write_text(now.replace(" +xack", "") + "user somebody on nopass +ping\n")  # an older version's
+    older = users.read_text()
+    assert f"made {users}" in (said := run_secrets(tmp_path))
+    assert "restart redis" in said
+    assert users.read_text() == now
+    assert (tmp_path / "redis_users.old").read_text() == older
+    assert run_secrets(tmp_path) == ""
+
+
 def test_no_users_are_made_where_the_page_has_no_line_for_them(tmp_path: Path) -> None:
     shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets"))
     (tmp_path / "docs").mkdir()
