@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings
 from dashboard_settings import DashboardSettings
 from edge_settings import EdgeSettings
 from query_settings import QuerySettings
-from setting_sources import SECRETS
+from setting_sources import SECRETS, origins
 from setting_sources import ConfigError as ConfigError
 from setting_types import AnyCaseUnknownSeries, DatabaseAddress, TableName, UnknownSeries
 
@@ -148,7 +148,7 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error, Settings, overrides)) from None
 
 
 def load_edge(**overrides: Any) -> EdgeSettings:
@@ -156,10 +156,10 @@ def load_edge(**overrides: Any) -> EdgeSettings:
     try:
         return EdgeSettings(**overrides)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error, EdgeSettings, overrides)) from None
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, kind: type[BaseSettings], overrides: dict[str, Any]) -> str:
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if not first["loc"]:
@@ -170,4 +170,7 @@ def _one_line(error: ValidationError) -> str:
         return f"{name.upper()} is not set; it takes {takes}"
     got = "a value that is kept secret" if name in SECRETS else repr(first["input"])
     hint = "" if takes and takes in message else f" ({takes})"
+    origin = "default" if name in overrides else origins(kind).get(name)
+    if origin not in ("default", "environment", None):  # not where one looks first
+        got += f" (from {origin})"
     return f"{name.upper()} is {got}; it takes {message[0].lower()}{message[1:]}{hint}"

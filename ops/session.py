@@ -24,6 +24,7 @@ from retry import describe
 
 # One transaction of a command: 100,000 rules take seconds, a busy disk some more.
 LONGEST_SEC = 600.0
+_REMEDY = "main.py config --changed shows which server is asked, main.py check tries all of them"
 
 
 class Refused(Exception):
@@ -46,12 +47,14 @@ def run(job: Callable[[], int]) -> int:
     except psycopg.Error as error:
         if error.sqlstate is None and not database.is_world(error):
             raise  # not the server's word: a bug
-        what = "refused" if error.sqlstate else "is not usable"
-        return complain(f"the database {what}: {describe(error)}")
+        if error.sqlstate:
+            return complain(f"the database refused: {describe(error)}")
+        return complain(f"the database is not usable: {describe(error)}; {_REMEDY}")
     except redis.RedisError as error:
         world = redis_client.is_world(error) and not isinstance(error, redis.AuthenticationError)
-        what = "is not usable" if world else "refused"
-        return complain(f"Redis {what}: {describe(error)}")
+        if not world:
+            return complain(f"Redis refused: {describe(error)}")
+        return complain(f"Redis is not usable: {describe(error)}; {_REMEDY}")
     except BrokenPipeError:
         # Whoever reads has seen enough. Python would complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

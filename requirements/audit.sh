@@ -7,7 +7,10 @@ tool=.venv/audit
 if ! [ -x $tool/bin/pip-audit ]; then
     python3 -m venv $tool
     $tool/bin/pip --disable-pip-version-check install --quiet pip-audit || {
-        rm -rf $tool; echo "audit: pip-audit could not be installed; nothing was asked" >&2; exit 2; }
+        rm -rf $tool
+        echo "audit: pip-audit could not be installed, so nothing was asked; is the package index reachable?" >&2
+        exit 2
+    }
 fi
 status=0
 for name in core query dashboard; do
@@ -21,7 +24,9 @@ for name in core query dashboard; do
     fi
     printf '%s\n' "$output" | tail -n 40 >&2
     if ! printf '%s\n' "$output" | grep -q '^Found [0-9]* known vulnerabilit'; then
-        echo "audit: the service that knows vulnerabilities could not be asked, so nothing is known" >&2
+        echo "audit: requirements/$name.txt was not judged: the service that knows vulnerabilities cannot be reached from" \
+            "here, or does not know a package (above). This is no finding, and no acquittal: run it again where" \
+            "the public package index can be reached (pip's settings for proxies are heeded)" >&2
         exit 2
     fi
     status=1

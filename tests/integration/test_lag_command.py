@@ -198,6 +198,7 @@ def test_redis_away_is_one_line_and_exit_1(run: Command, monkeypatch: pytest.Mon
     done = run("lag")
     assert (done.status, done.told) == (1, "")
     assert done.errors.startswith("sluice: Redis is not usable: ")
+    assert "main.py config --changed shows which server is asked" in done.errors
     assert "s3cret" not in done.errors
 
 

@@ -304,6 +304,22 @@ def test_the_environment_wins_over_a_dot_env_file(monkeypatch: pytest.MonkeyPatc
     assert (settings.batch_size, settings.table_name) == (8, "mine")
 
 
+def test_a_wrong_value_says_which_file_it_is_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("mysql://me:hunter2@db.example/iot")
+    with monkeypatch.context() as patch:
+        patch.setenv("DATABASE_URL_FILE", str(tmp_path / "url"))
+        with pytest.raises(ConfigError, match=r"^DATABASE_URL is .* \(from DATABASE_URL_FILE\); it takes "):
+            config.load()
+    (tmp_path / ".env").write_text("BATCH_SIZE=none\nBRIDGE_SHARDS=0\n")
+    monkeypatch.setenv("DATABASE_URL", URL)
+    where = re.escape(str(tmp_path / ".env"))
+    with pytest.raises(ConfigError, match=rf"^BRIDGE_SHARDS is '0' \(from {where}\); it takes "):
+        config.load_edge()
+    monkeypatch.setenv("BRIDGE_SHARDS", "4")
+    with pytest.raises(ConfigError, match=rf"^BATCH_SIZE is 'none' \(from {where}\); it takes "):
+        config.load()
+
+
 def test_no_secret_shows_in_the_representation_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REDIS_PASSWORD", "REDIS_USERNAME", "MQTT_PASSWORD", "MQTT_USERNAME", "QUERY_TOKEN"):
         monkeypatch.setenv(name, "hunter2-hunter2-hunter2")
