@@ -26,6 +26,7 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 NAME = re.compile(r"\b(sluice_[a-z_]+|process_[a-z_]+)\b")
 # Where it is needed the tests fail without it.
 WITHOUT_SYSTEMD = not shutil.which("systemd-analyze") and not is_needed("systemd")
+WITHOUT_PROMTOOL = not shutil.which("promtool") and not is_needed("promtool")
 OF_THE_PACKAGE = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 
 
@@ -105,7 +106,7 @@ def test_grafana_is_told_where_its_dashboard_and_its_data_are() -> None:
     assert 'job="sluice"' in rules()[0]["expr"]
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's prometheus) is not installed")
+@pytest.mark.skipif(WITHOUT_PROMTOOL, reason="promtool (Debian's prometheus) is not installed")
 def test_promtool_takes_the_rules_and_fires_those_of_its_test() -> None:
     for words in (("check", "config", "prometheus.yml"), ("test", "rules", "rules_test.yml")):
         done = subprocess.run(
