@@ -38,10 +38,12 @@ for name in worker bridge dashboard; do
     keep "redis_${name}_url" "redis://sluice-$name:$(cat "$folder/redis_${name}_password")@redis:6379/0"
 done
 # Whoever shows no password may say PING, which is what the health check does, and nothing else.
+# `compose exec worker …` runs an operator's commands with a worker's account.
+by_hand=$(sed -n 's/^A worker.s account runs .* with `\(+[a-z +]*\)` added.*/\1/p' "$lines")
 more=$(sed -n 's/^The dashboard takes the line of `verify` with `\(+[a-z|]*\)` added.*/\1/p' "$lines")
 users=$(
     echo 'user default on nopass resetkeys resetchannels -@all +ping'
-    user worker "$(cat "$folder/redis_worker_password")"
+    user worker "$(cat "$folder/redis_worker_password")" "$by_hand"
     user bridge "$(cat "$folder/redis_bridge_password")"
     user dashboard "$(cat "$folder/redis_dashboard_password")" "$more" verify
 )

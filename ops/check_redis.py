@@ -98,7 +98,7 @@ def _commands(settings: Settings, unique: str) -> Iterator[tuple[str | int, ...]
     for stream in streams:
         yield ("XREADGROUP", "GROUP", name, name, "COUNT", 1, "STREAMS", stream, ">")
         yield ("XAUTOCLAIM", stream, name, name, 0, "0", "COUNT", 1)
-        yield ("XGROUP", "DESTROY", stream, name)
+        yield ("XGROUP", "CREATE", stream, name, "0")  # without MKSTREAM: there is no such stream
         yield ("XACK", stream, name, "0-1")
         yield ("XPENDING", stream, name)
         yield ("XRANGE", stream, "-", "+", "COUNT", 1)
@@ -111,7 +111,7 @@ def _commands(settings: Settings, unique: str) -> Iterator[tuple[str | int, ...]
     yield ("XREVRANGE", dead_letters, "+", "-", "COUNT", 1)
     yield ("XDEL", dead_letters, "0-1")
     key = f"sluice:{settings.consumer_group_name}:{name}"
-    yield from (("HINCRBY", key, "n", 1), ("HMGET", key, "n"), ("HLEN", key), ("HGETALL", key))
+    yield from (("HINCRBY", key, "n", 1), ("HGET", key, "n"), ("HLEN", key), ("HGETALL", key))
     yield from (("HSET", key, "n", 1), ("HDEL", key, "m"), ("PEXPIRE", key, 1000), ("DEL", key))
     yield from (("GET", key), ("SET", key, "v", "XX"))
 

@@ -49,6 +49,7 @@ STREAM = "mqtt_stream:dev:t"
 OTHER = "mqtt_stream:dev:u"
 USER = re.compile(r"^user (sluice-[a-z]+) on >PASSWORD (.+)$", re.M)
 USERS = dict(USER.findall((ROOT / "docs" / "operations.md").read_text(encoding="utf-8")))
+BY_HAND = re.compile(r"^A worker's account runs .* with `([^`]+)` added", re.M)
 # Granted, and not met in the scenario below: what for.
 RARE = {
     "ping": "health_check",
@@ -271,6 +272,31 @@ def test_verify_needs_just_what_its_acl_line_grants(
     assert ran <= granted("sluice-verify")
     rare = RARE.keys() - {"xrange"}
     assert granted("sluice-verify") - ran - rare == set(), "the line grants more than is needed"
+
+
+def test_commands_by_hand_run_with_the_line_of_a_worker_and_what_the_page_adds(
+    database: Database, client: redis.Redis, as_user: Callable[..., str]
+) -> None:
+    """As `exec worker …` in a container does."""
+    execute(client, "ACL", "LOG", "RESET")
+    (more,) = BY_HAND.findall((ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
+    url = as_user("sluice-worker", *more.split())
+    add(client, STREAM, readings(0, 10))
+    deliver(client, "one", [STREAM], 5)
+    letter = {"original_stream": STREAM, "original_id": "5-1", "device_id": "dev", "sensor_type": "t"}
+    letter |= {"error": "value_null: none", "failed_at": "1767225600.5", "value": "1"}
+    add(client, "mqtt_stream:failed", [letter, letter])
+    for words, said in (
+        (("check",), "commands that a worker needs are allowed"),
+        (("lag",), "5 entries unread"),
+        (("verify",), "all 5 entries read are accounted for"),
+        (("dead-letters", "stats"), "2 letters"),
+        (("dead-letters", "replay", "--limit", "1", "--yes"), "replayed 1 into 1 streams"),
+        (("dead-letters", "purge", "--all", "--yes"), "removed 1 dead letters"),
+    ):
+        done = command(database, url, *words)
+        assert said in done.stdout, done.stdout + done.stderr
+    assert denied(client) == []
 
 
 def test_the_dashboard_needs_one_command_more(

@@ -209,6 +209,20 @@ def test_compose_mounts_what_there_is_and_starts_in_order() -> None:
         assert "migrate" in services[name]["depends_on"]
 
 
+def test_no_container_fills_the_disk_with_its_log_and_ours_have_a_limit_of_memory() -> None:
+    services = compose()["services"]
+    assert {name for name, one in services.items() if one["logging"] != {"driver": "local"}} == set()
+    for name in ("worker", "bridge", "query", "dashboard", "migrate", "redis"):
+        assert services[name]["mem_limit"]
+
+
+def test_what_the_readme_starts_has_a_bridge() -> None:
+    """It is in a profile, which the example switches on."""
+    (block,) = re.findall(r"```sh\n(deploy/secrets\.sh[^`]+)```", (ROOT / "README.md").read_text())
+    assert block.index("cp deploy/compose.env.example deploy/.env") < block.index("docker compose")
+    assert "\nCOMPOSE_PROFILES=bridge\n" in (DEPLOY / "compose.env.example").read_text()
+
+
 def test_the_example_has_every_variable_of_compose_with_its_default() -> None:
     text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
     used = dict(VARIABLE.findall(text))
@@ -249,7 +263,8 @@ def test_secrets_are_made_once_for_all_that_compose_names(tmp_path: Path) -> Non
     assert made["redis_worker_url"].strip() == f"redis://sluice-worker:{password}@redis:6379/0"
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^user sluice-worker on >PASSWORD .*$", page, re.MULTILINE)
-    assert line.replace("PASSWORD", password) in made["redis_users"]
+    (by_hand,) = re.findall(r"A worker's account runs .* with `(\+[a-z +]+)` added", page)
+    assert f"{line.replace('PASSWORD', password)} {by_hand}\n" in made["redis_users"]
     (more,) = re.findall(r"line of `verify` with `(\+\w+)` added", page)
     (dashboard,) = re.findall(r"^user sluice-dashboard on >.*$", made["redis_users"], re.MULTILINE)
     assert dashboard.endswith(f" {more}")
