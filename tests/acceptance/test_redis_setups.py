@@ -26,6 +26,8 @@ from ops import verify
 from redis_client import execute
 from redis_server import RedisServer
 from retry import StopFlag
+from schema import Entry, Fate, Reason, Rejection, Settled
+from settlement import dead_letter_fields
 from standalone.servers import Valkey
 from tests.broker import Broker, end, free_port, running
 from tests.integration.readers import deliver, make_stale
@@ -283,9 +285,11 @@ def test_commands_by_hand_run_with_the_line_of_a_worker_and_what_the_page_adds(
     url = as_user("sluice-worker", *more.split())
     add(client, STREAM, readings(0, 10))
     deliver(client, "one", [STREAM], 5)
-    letter = {"original_stream": STREAM, "original_id": "5-1", "device_id": "dev", "sensor_type": "t"}
-    letter |= {"error": "value_null: none", "failed_at": "1767225600.5", "value": "1"}
-    add(client, "mqtt_stream:failed", [letter, letter])
+    entry = Entry(STREAM.encode(), b"1-1", (b"value", b"1"))
+    rejection = Rejection(Reason.TOPIC_UNKNOWN, "it was none", "dev", "t", "1")
+    letter = dead_letter_fields(Settled(entry, Fate.DEAD_LETTERED, rejection), 1_767_225_600_000)
+    for _ in range(2):
+        execute(client, "XADD", "mqtt_stream:failed", "*", *letter)
     for words, said in (
         (("check",), "commands that a worker needs are allowed"),
         (("lag",), "5 entries unread"),
