@@ -48,6 +48,13 @@ esac
 [ "$workers" -ge 1 ] && [ "$workers" -le 99 ] || refuse "--workers is $workers; it takes a number from 1 to 99"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     refuse "$python is missing or older than 3.11; install Python, or name one with --python"
+if [ -n "$packages" ]; then
+    base=$("$python" -c 'import sys; print(sys.base_prefix)')
+    case $base/ in
+        /root/* | /home/* | /run/user/*) refuse "$python is in $base, which no service can see (ProtectHome=yes);" \
+            "name one outside of home folders with --python, such as /usr/bin/python3" ;;
+    esac
+fi
 [ -f "$here/main.py" ] && [ -f "$here/requirements/core.txt" ] || refuse "$here is no checkout of Sluice"
 if [ -n "$(ls -A "$root$prefix" 2>/dev/null)" ] && ! [ -f "$root$prefix/.sluice" ] &&
     ! { [ -f "$root$prefix/migrate.sh" ] && [ -f "$root$prefix/requirements/core.txt" ]; }; then

@@ -306,6 +306,25 @@ def test_a_folder_with_something_of_others_in_it_is_left_alone(tmp_path: Path) -
     assert tree(tmp_path) == before
 
 
+def test_a_python_that_no_service_can_see_is_refused(tmp_path: Path) -> None:
+    """The units have ProtectHome=yes, and a virtual environment leads to the Python it was made with."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho /root/.pyenv/versions/3.12.1\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        [str(DEPLOY / "install.sh"), "--python", str(python)],
+        env={"DESTDIR": str(tmp_path / "machine"), "PATH": "/usr/local/bin:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "is in /root/.pyenv/versions/3.12.1, which no service can see" in done.stderr
+    assert not (tmp_path / "machine").exists()
+    assert all(dict(unit(path)["Service"])["ProtectHome"] == "yes" for path in UNITS)
+
+
 def test_services_can_read_what_a_root_with_a_narrow_umask_installs(tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", f"umask 077; exec {DEPLOY / 'install.sh'} --no-packages"],  # noqa: S607
