@@ -1,4 +1,4 @@
-"""What a worker needs of the database: the schema, and that its account may use it."""
+"""What a worker needs of the database: the schema, that its account may use it, and a way past a pooler."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ _NOT_OWNED = """
     where oid = any (select to_regclass(quote_ident(name)) from unnest(%(tables)s::text[]) as name)
       and not pg_has_role(relowner, 'USAGE')
 """
+# Which database of which server this is. A restart between the two questions is told as another server.
+_WHERE = """
+    select current_database()::text, pg_postmaster_start_time(),
+           pg_is_in_recovery() or current_setting('transaction_read_only')::bool
+"""
+_WITHOUT_DIRECT = (
+    "DATABASE_URL leads to a pooler and DATABASE_DIRECT_URL is not set: there is no live news for readers, "
+    "no migration, and no dropping of partitions"
+)
 _ALL = "SELECT INSERT UPDATE DELETE"
 _NEEDED = {
     "alembic_version": "SELECT",
@@ -61,8 +70,44 @@ def database_checks(settings: Settings) -> Iterator[Check]:
             found = schema_check.look(connection, settings.table_name)
             yield Check("database", True, f"{_versions(found)} connected in {took:.0f} ms")
             yield from _look(connection, settings, found)
+            if settings.direct_url() is None and database.is_pooled(connection):
+                yield Check("direct", None, _WITHOUT_DIRECT)
+            where = _where(connection)
     except psycopg.Error as error:
         yield Check("database", False, f"not usable: {describe(error)}; check DATABASE_URL")
+        where = None
+    if direct_url := settings.direct_url():
+        yield _direct(direct_url, where)
+
+
+def _where(connection: BoundedConnection) -> tuple[object, ...] | None:
+    row: tuple[object, ...] | None = connection.execute(_WHERE).fetchone()
+    connection.rollback()
+    return row
+
+
+def _direct(url: str, where: tuple[object, ...] | None) -> Check:
+    """Whether `DATABASE_DIRECT_URL` leads where `DATABASE_URL` does; None: nobody knows where that is."""
+    try:
+        began = time.monotonic()
+        with database.connect(url, timeout_sec=5) as connection:
+            took = (time.monotonic() - began) * 1000
+            pooled = database.is_pooled(connection)
+            found = _where(connection)
+    except psycopg.Error as error:
+        return Check("direct", False, f"not usable: {describe(error)}; check DATABASE_DIRECT_URL")
+    name, _, read_only = found or ("?", None, True)
+    if where is not None and found is not None and found[:2] != where[:2]:
+        sentence = f"DATABASE_DIRECT_URL leads to database {name} of another server, or to another database"
+        return Check("direct", False, f"{sentence}, than DATABASE_URL; give it the same server and name")
+    if read_only:
+        return Check(
+            "direct", False, "DATABASE_DIRECT_URL leads to a server that takes no writes: a standby?"
+        )
+    if pooled:
+        sentence = "DATABASE_DIRECT_URL leads to a pooler: right in session mode, wrong in transaction mode"
+        return Check("direct", None, sentence)
+    return Check("direct", True, f"past any pooler, connected in {took:.0f} ms")
 
 
 def _versions(found: schema_check.Found) -> str:

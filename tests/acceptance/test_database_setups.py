@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -116,11 +117,15 @@ def database(server: TcpPostgres) -> Database:
 
 
 def run_migration(url: str, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return run("-m", "ops.migrate", *command, DATABASE_URL=url, **more)
+
+
+def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
     return subprocess.run(
-        [sys.executable, "-m", "ops.migrate", *command],
+        [sys.executable, *command],
         cwd=ROOT,
-        env={**clean, "DATABASE_URL": url, **more},
+        env={**clean, **settings},
         capture_output=True,
         text=True,
         check=False,
@@ -372,6 +377,24 @@ def test_what_needs_a_session_of_its_own_refuses_a_pooler_and_names_the_setting(
     assert run_migration(bouncer.url, "check", DATABASE_DIRECT_URL=server.url).returncode == 0
     with pytest.raises(psycopg.OperationalError, match="DATABASE_DIRECT_URL"), listening(bouncer.url):
         pass
+
+
+def test_check_says_where_a_pooler_stands_between(
+    server: TcpPostgres, database: Database, bouncer: PgBouncer, redis_url: str
+) -> None:
+    def direct(**settings: str) -> tuple[bool | None, str]:
+        settings |= {"DATABASE_URL": bouncer.url, "REDIS_URL": redis_url}
+        done = run("main.py", "check", "--json", **settings)
+        found = {one["name"]: (one["ok"], one["sentence"]) for one in json.loads(done.stdout)}
+        assert found["schema"][0], found
+        told: tuple[bool | None, str] = found["direct"]
+        return told
+
+    ok, sentence = direct()
+    assert (ok, "leads to a pooler and DATABASE_DIRECT_URL is not set" in sentence) == (None, True)
+    ok, sentence = direct(DATABASE_DIRECT_URL=bouncer.url)
+    assert (ok, "right in session mode, wrong in transaction mode" in sentence) == (None, True)
+    assert direct(DATABASE_DIRECT_URL=server.url)[0] is True
 
 
 @pytest.fixture

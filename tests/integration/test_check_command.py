@@ -93,6 +93,33 @@ def test_a_database_that_is_behind_or_poor_is_exit_1(
     assert "the account sluice_poor lacks INSERT on sensor_readings" in found["grants"][1]
 
 
+def test_the_direct_address_is_tried_too(
+    run: Command, database: Database, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to lead where DATABASE_URL does: partitions are dropped and migrations run by way of it."""
+    monkeypatch.setenv("DATABASE_DIRECT_URL", database.url)
+    status, found = lines(run)
+    assert (status, found["direct"][0]) == (0, True), found
+    assert found["direct"][1].startswith("past any pooler, connected in ")
+
+    monkeypatch.setenv("DATABASE_DIRECT_URL", empty_database)
+    status, found = lines(run)
+    assert (status, found["direct"][0], found["schema"][0]) == (1, False, True)
+    assert "of another server, or to another database, than DATABASE_URL" in found["direct"][1]
+
+    monkeypatch.setenv("DATABASE_DIRECT_URL", "postgresql://me:s3cret@127.0.0.1:1/none")
+    status, found = lines(run)
+    assert (status, found["direct"][0]) == (1, False)
+    assert found["direct"][1].startswith("not usable: ")
+    assert found["direct"][1].endswith("; check DATABASE_DIRECT_URL")
+    assert "s3cret" not in found["direct"][1]
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:s3cret@127.0.0.1:1/none")
+    monkeypatch.setenv("DATABASE_DIRECT_URL", database.url)
+    status, found = lines(run)
+    assert (status, found["database"][0], found["direct"][0]) == (1, False, True)
+
+
 def test_servers_that_are_away_get_a_line_each_and_no_secret(
     run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
