@@ -27,6 +27,7 @@ class Stats(Counts):
     messages_failed: int = 0  # entries dead-lettered
     messages_skipped: int = 0  # entries acknowledged as skipped: their series is switched off
     messages_trimmed: int = 0  # pending entries whose data somebody had trimmed away
+    messages_trimmed_unread: int = 0  # entries deleted before anybody read them, as this worker found out
     messages_held: int = 0  # entries left pending in a flood of dead letters, in place of a dead letter
     messages_claimed: int = 0  # entries taken over: own stranded ones and those of dead consumers
     readings_written: int = 0  # rows stored
@@ -115,6 +116,9 @@ ENTRIES_SETTLED = _metric(
     "entries_settled",
     "entries that this worker let go of: stored, duplicate, dead_lettered, skipped, trimmed",
     "fate",
+)
+LOST_UNREAD = _metric(
+    _C, "entries_trimmed_unread", "entries that something deleted before anybody read them, each told once"
 )
 DEAD_LETTERS = _metric(
     _C,
@@ -236,6 +240,7 @@ def of_worker(stats: Stats) -> Iterator[Sample]:
         ("trimmed", stats.messages_trimmed),
     ):
         yield ENTRIES_SETTLED, (fate,), count
+    yield LOST_UNREAD, (), stats.messages_trimmed_unread
     for reason, count in stats.letters.copy().items():
         yield DEAD_LETTERS, (reason,), count
     for fate, count in (

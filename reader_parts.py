@@ -13,6 +13,7 @@ from cluster_keys import keys_of
 from cluster_settlement import ClusterSettler
 from cluster_streams import ClusterStreams
 from lease import Lease
+from losses import Losses
 from metrics import Stats
 from polling import Polling
 from recovery import Recovery
@@ -67,6 +68,7 @@ class Parts:
     settler: Settler
     trimmer: Trimmer
     letter_trimmer: LetterTrimmer
+    losses: Losses
     sampler: Sampler
     may_read_ahead: bool
 
@@ -120,6 +122,7 @@ def parts_of(
         settler=settler,
         trimmer=Trimmer(client, keys, upkeep, options.stream_retention_sec, wall_ms, clock),
         letter_trimmer=LetterTrimmer(client, upkeep, letters, options.dead_letter_retention_sec, wall_ms),
+        losses=Losses(client, keys, upkeep, options.group, stats, clock),
         sampler=Sampler(client, keys, sharing, group=group, dead_letter_stream=letters, clock=clock),
         may_read_ahead=not cluster,
     )

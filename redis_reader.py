@@ -77,6 +77,7 @@ class RedisReader:
         self._settler = parts.settler
         self._trimmer = parts.trimmer
         self._letter_trimmer = parts.letter_trimmer
+        self._losses = parts.losses
         self._sampler = parts.sampler
         self._budget = min(options.batch_size, 500)
         self._asked_for = 0  # of what is read ahead, how many entries at most
@@ -195,6 +196,8 @@ class RedisReader:
             self._patience.call(
                 lambda: self._sampler.step(self._streams.keys), on_error=self._recovery.want_own
             )
+        if self._clock() >= self._losses.due_at:
+            self._patience.call(lambda: self._losses.step(self._streams.keys))
         due = self._options.stream_retention_sec and self._clock() >= self._next_trim
         if due and self._patience.call(lambda: self._trimmer.trim(self._streams.keys)):
             self._next_trim = self._clock() + self._trimmer.interval_sec

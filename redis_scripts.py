@@ -115,7 +115,7 @@ redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return 1
 """
 
-# KEYS: ledger, streams. ARGV: group, fates…  Makes the group from each stream's first entry. Returns for
+# KEYS: ledger, streams. ARGV: group, counts…  Makes the group from each stream's first entry. Returns for
 # each stream 1 when it was made, 0 when it was there, -1 when the stream is gone or is another type. A
 # group made anew starts new books for the stream: what was counted before moves to `closed:`. `base:` is
 # how many entries had been trimmed before the group existed; with it as ENTRIESREAD, the server's own count
@@ -148,7 +148,7 @@ local function make(stream)
             redis.call('HINCRBY', ledger, 'closed:' .. ARGV[i], before)
         end
     end
-    redis.call('HDEL', ledger, 'base:' .. stream)
+    redis.call('HDEL', ledger, 'base:' .. stream, 'dropped:' .. stream)
     if base > 0 then redis.call('HSET', ledger, 'base:' .. stream, base) end
     return 1
 end
@@ -267,9 +267,10 @@ return {reply[1], found, gone}
 # KEYS: tries of entries that are tried alone. ARGV: stream|id. Notes one try more; returns how many now.
 TRY_ALONE = FLAGS + "return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"
 
-# KEYS: streams. ARGV: oldest milliseconds to keep. Trims what is older, but never an entry that some
-# group has not read or not acknowledged: one script, so that no group can appear in between. A stream
-# without any group is left alone. Returns how many entries went.
+# KEYS: ledger, streams. ARGV: oldest milliseconds to keep. Trims what is older, but never an entry that
+# some group has not read or not acknowledged: one script, so that no group can appear in between. A stream
+# without any group is left alone. Returns how many entries went, and counts them in the ledger, so that
+# what others delete can be told.
 TRIM = (
     FLAGS
     + """
@@ -285,9 +286,9 @@ local function before(a, b)
     return pad(as) < pad(bs)
 end
 local trimmed = 0
-for _, stream in ipairs(KEYS) do
+for i = 2, #KEYS do
+    local stream, oldest = KEYS[i], ARGV[1] .. '-0'
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
-    local oldest = ARGV[1] .. '-0'
     if groups.err or #groups == 0 then oldest = nil end
     for _, info in ipairs(groups) do
         local group = {}
@@ -298,7 +299,9 @@ for _, stream in ipairs(KEYS) do
         end
         if oldest and before(kept, oldest) then oldest = kept end
     end
-    if oldest then trimmed = trimmed + redis.call('XTRIM', stream, 'MINID', oldest) end
+    local gone = oldest and redis.call('XTRIM', stream, 'MINID', oldest) or 0
+    if gone > 0 then redis.call('HINCRBY', KEYS[1], 'dropped:' .. stream, gone) end
+    trimmed = trimmed + gone
 end
 return trimmed
 """

@@ -191,7 +191,7 @@ class Streams:
     def _make_groups(self, streams: Sequence[bytes]) -> set[bytes]:
         """The streams that now have the group; those that vanished meanwhile are left out."""
         usable: set[bytes] = set()
-        args = [self._group, *(fate.value for fate in Fate)]
+        args = [self._group, *(fate.value for fate in Fate), "trimmed_unread"]
         for ledger, chunk in self._keys.together(streams, GROUPS_AT_ONCE):
             made = self._script(keys=[ledger, *chunk], args=args)
             usable.update(stream for stream, answer in zip(chunk, made, strict=True) if answer >= 0)

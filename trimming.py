@@ -37,7 +37,7 @@ class Trimmer:
         self._retention_sec = retention_sec
         self._wall_ms = wall_ms
         self._clock = clock
-        self._left: deque[Sequence[bytes]] = deque()
+        self._left: deque[tuple[str, Sequence[bytes]]] = deque()
         self._trimmed = 0
         self.interval_sec = max(1.0, min(60.0, retention_sec / 10))
 
@@ -50,9 +50,10 @@ class Trimmer:
             return True
         began = self._clock()
         oldest = max(0, self._wall_ms() - self._retention_sec * 1000)
-        self._left = self._left or deque(part for _, part in self._keys.together(streams, CHUNK))
+        self._left = self._left or deque(self._keys.together(streams, CHUNK))
         while self._left and self._clock() - began <= LONGEST_SEC:
-            self._trimmed += int(self._script(keys=list(self._left[0]), args=[oldest]))
+            ledger, some = self._left[0]
+            self._trimmed += int(self._script(keys=[ledger, *some], args=[oldest]))
             self._left.popleft()
         if self._left:
             return False

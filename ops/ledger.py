@@ -25,9 +25,11 @@ class Books:
     """One stream's numbers, or the sums over many. All are entries.
 
     `read` is what was ever delivered to the group; `trimmed` was pending and `trimmed_unread` was never
-    read when something else deleted it. `counted` is false where Redis had lost its own count of reads,
-    as it may after a restart, so that it was derived from what is unread. `compared` is false where Redis
-    counts neither reads nor additions (6.2): `read` is then what was settled or is pending, by definition.
+    read when something else deleted it. Those that the group has passed since, Redis counts as read: they
+    are `passed`, which is worked out (`_passed`). `counted` is false where Redis had lost its own count of
+    reads, as it may after a restart, so that it was derived from what is unread. `compared` is false where
+    Redis counts neither reads nor additions (6.2): `read` is then what was settled or is pending, by
+    definition.
     """
 
     added: int = 0
@@ -40,6 +42,7 @@ class Books:
     trimmed: int = 0
     pending: int = 0
     trimmed_unread: int = 0
+    passed: int = 0
     counted: bool = True
     compared: bool = True
     grouped: bool = True
@@ -120,7 +123,7 @@ def _read_chunk(
             execute(pipe, "XINFO STREAM", stream)
             execute(pipe, "XINFO GROUPS", stream)
             wanted = [fate.encode() + b":" + stream for fate in FATES]
-            execute(pipe, "HMGET", ledger, *wanted, b"base:" + stream)
+            execute(pipe, "HMGET", ledger, *wanted, b"dropped:" + stream, b"base:" + stream)
         answers = pipe.execute(raise_on_error=False)
     for stream, info, groups, counts in zip(
         streams, answers[::3], answers[1::3], answers[2::3], strict=True
@@ -145,7 +148,7 @@ def _books(
     numbers: dict[str, Any] = {fate: int(n or 0) for fate, n in zip(FATES, counts, strict=False)}
     if b"entries-added" not in info:
         return _uncounted(client, stream, info, mine, numbers)
-    base = int(counts[-1] or 0)
+    dropped, base = (int(count or 0) for count in counts[len(FATES) :])
     position = mine[b"entries-read"]
     counted = position is not None
     unread = _unread(client, stream, mine[b"last-delivered-id"], info[b"last-generated-id"])
@@ -155,15 +158,29 @@ def _books(
     behind = added - int(position) - unread  # also by XDEL, while no worker reads on
     if behind > deleted and _still_at(client, group, stream, mine[b"last-delivered-id"]):
         deleted = behind
+    read, pending = int(position) - base, int(mine[b"pending"])
+    gone = added - length - base - dropped  # deleted by others
+    passed = _passed(read - sum(numbers.values()) - pending, gone - numbers["trimmed"] - deleted)
     return Books(
         added=added,
-        read=int(position) - base,
+        read=read - passed,
         unread=unread,
-        pending=int(mine[b"pending"]),
-        trimmed_unread=deleted,
+        pending=pending,
+        trimmed_unread=deleted + passed,
+        passed=passed,
         counted=counted,
         **numbers,
     )
+
+
+def _passed(missing: int, deleted: int) -> int:
+    """Of the entries that Redis counts as read, how many the group has passed because they were gone.
+
+    Of those that it counts and that are in no book (`missing`), as many as others have `deleted` that were
+    neither pending nor are ahead of the group. What is missing beyond that was delivered, and let go of by
+    somebody else.
+    """
+    return max(0, min(missing, deleted))
 
 
 def _uncounted(

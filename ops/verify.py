@@ -41,9 +41,9 @@ _POLICIES = """
     select proc_name::text, coalesce(config ->> 'compress_after', config ->> 'drop_after', '')
     from timescaledb_information.jobs where hypertable_name = %s order by proc_name
 """
-# Redis jumps its count of reads over what was deleted unread, once the group has read past it.
 _ELSEWHERE = (
-    "entries that something else deleted before they were read, and the group has passed, count here"
+    "no worker does that: look for somebody else's XACK, XGROUP DELCONSUMER or SETID, a ledger that was "
+    "deleted, or a group that others used before"
 )
 _NOTHING_TO_COMPARE = (
     "this Redis does not count what a group has read, so there is nothing to compare the ledger with: "
@@ -98,7 +98,7 @@ def redis_checks(client: redis.Redis, settings: Settings, ledger: Ledger) -> Ite
             "trimmed",
             False,
             f"{total.trimmed} pending and {total.trimmed_unread} unread entries were deleted from their "
-            "streams before they were stored, by something else (MAXLEN at the producer?)",
+            "streams before they were stored, by something else (MAXLEN at the producer?)" + _passed(total),
         )
     server = redis_server.look(client)
     told = f"{server.name} {server.version}, maxmemory-policy {server.eviction_policy}"
@@ -110,6 +110,15 @@ def redis_checks(client: redis.Redis, settings: Settings, ledger: Ledger) -> Ite
         yield Check("workers", True, f"{len(names)} alive: {', '.join(sorted(names)[:8])}")
     else:
         yield Check("workers", False if waiting else None, f"none alive, {waiting} entries wait")
+
+
+def _passed(total: Books) -> str:
+    if not total.passed:
+        return ""
+    return (
+        f"; {total.passed} of the unread ones the group has passed: so many never came to it, and others "
+        "have deleted at least as many"
+    )
 
 
 def database_checks(connection: BoundedConnection, settings: Settings) -> Iterator[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import shutil
 import threading
 import uuid
@@ -204,11 +205,16 @@ def test_entries_trimmed_under_the_group_are_told_not_hidden(
     worker.wait_for("pending_entries_trimmed")
     wait_until(lambda: database.count() == 150, 30, "the rest stored")
     wait_until(lambda: books(stage.client).pending == 0)
-    assert books(stage.client).trimmed == 100
+    total = books(stage.client)
+    assert (total.read, total.stored, total.trimmed) == (250, 150, 100)
+    assert (total.trimmed_unread, total.passed, total.missing) == (50, 50, 0)
     code, out = verified(stage, capsys)
-    assert (code, "100 pending and 0 unread entries were deleted" in out) == (1, True), out
-    assert "50 entries read are not accounted for" in out, "Redis counts as read what the group has passed"
-    assert "entries that something else deleted before they were read" in out
+    assert (code, "100 pending and 50 unread entries were deleted" in out) == (1, True), out
+    assert "50 of the unread ones the group has passed" in out, "Redis counts those as read"
+    assert "ok    ledger     all 250 entries read are accounted for" in out
+    worker.wait_for("unread_entries_trimmed")
+    line = next(line for line in worker.text().splitlines() if "unread_entries_trimmed" in line)
+    assert json.loads(line)["entries"] == 50
 
 
 def verified(stage: Stage, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from cluster_keys import ClusterKeys, keys_of
 from cluster_settlement import AFTER_MS, ClusterSettler
 from dashboard.options import PipelineOptions
 from dashboard.pipeline import Gauge
+from losses import ROUND_SEC
 from metrics import BridgeStats, Stats
 from redis_client import execute
 from redis_cluster import SLOTS, ClusterClient, slot_of
@@ -28,6 +29,7 @@ from stream_writer import StreamWriter
 from tests.integration.readers import (
     FAILED,
     GROUP,
+    Clock,
     Workshop,
     flat,
     make_stale,
@@ -339,6 +341,22 @@ def test_acknowledged_entries_are_trimmed_on_all_nodes(workshop: Workshop, clien
         return [client.xlen(stream) for stream in STREAMS] == left
 
     wait_until(trimmed, what="every stream trimmed")
+
+
+def test_what_was_deleted_unread_is_told_of_all_nodes(workshop: Workshop, client: redis.Redis) -> None:
+    count = fill(client, 3)
+    clock, stats = Clock(), Stats()
+    reader = workshop.reader(clock=clock, stats=stats, stream_retention_sec=0)
+    for stream in STREAMS:
+        execute(client, "XTRIM", stream, "MAXLEN", 1)
+    reader.settle(outcome(flat(read_all(reader, len(STREAMS), reads=9))))
+    for _ in range(2 * len(STREAMS)):
+        clock.now += ROUND_SEC
+        reader.upkeep()
+    assert stats.messages_trimmed_unread == 2 * len(STREAMS)
+    total = books(client)
+    assert (total.added, total.read, total.trimmed_unread) == (count, len(STREAMS), 2 * len(STREAMS))
+    assert (total.passed, total.missing) == (2 * len(STREAMS), 0)
 
 
 def test_an_acknowledgement_that_a_failover_has_undone_makes_no_second_letter(
