@@ -61,9 +61,11 @@ _MAKE = sql.SQL(
             ) then  -- a detach was cut off: finish it, to attach it again
                 execute format('alter table %s detach partition %s finalize', {table}, partition);
             end if;
+            -- This function knows what others have committed while the lock was waited for, at any level of
+            -- isolation that the database may have for its default; a look into pg_inherits would not.
             if not exists (
-                select from pg_inherits
-                where inhparent = {table}::regclass and inhrelid = to_regclass(partition)
+                select from pg_partition_ancestors(to_regclass(partition)) as above
+                where above.relid = {table}::regclass
             ) then
                 execute format('create table if not exists %s (like %s including defaults'
                     ' including constraints including indexes)', partition, {table});

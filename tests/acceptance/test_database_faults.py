@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -23,6 +24,7 @@ from tests.conftest import create_database, migrated
 from tests.faults import Proxy
 from tests.postgresql import TcpPostgres, proxy_of
 from tests.scenarios import Stage, StageOf, fault
+from tests.source import BEGIN
 from tests.support import Daemon, Database, wait_until
 
 COMMIT = b"COMMIT\0"
@@ -242,6 +244,7 @@ _MOODS = """
     insert into mood values ('')
 """
 MOODS = {"57014": "QueryCanceled", "40001": "SerializationFailure", "40P01": "DeadlockDetected"}
+FAR = 2_000  # so many readings ahead of a source, which it adds in about a second
 
 
 @fault(
@@ -263,6 +266,98 @@ def test_what_is_worth_another_try_is_tried_again(
             place.rows("update mood set state = ''")
     stage.accounted(source.acknowledged)
     assert worker.text().count("outage_ended") == len(MOODS)
+
+
+@fault(
+    "deadlock with another session",
+    how="a session holds what a worker's COPY, its staging, its judging of alerts waits for, and wants the "
+    "table that the worker has locked; three deadlocks, which the server ends at the worker",
+    promise="dead-letters nothing, and goes on by itself",
+)
+def test_a_worker_that_the_server_chooses_to_end_a_deadlock_goes_on(
+    stage_of: StageOf, place: Database, redis_url: str
+) -> None:
+    name = place.rows("select current_database()")[0][0]
+    place.rows(f"alter database \"{name}\" set deadlock_timeout = '2s'")
+    stage = stage_of(place, redis_url)
+    with stage.source(rest_sec=0.05) as source, psycopg.connect(place.url) as other:
+        other.execute("set deadlock_timeout = '1h'")  # it never looks itself: the worker is the one to end
+        other.commit()
+        worker = stage.worker("one")
+        progress(place)
+        with other.transaction(force_rollback=True):
+            other.execute(*_row(source.acknowledged + FAR))
+            for already in (0, 1):  # in the COPY, then in the staging of the same batch
+                with other.transaction(force_rollback=True):
+                    _deadlock(other, place, already)
+        place.rows(_EVERYTHING_TOO_HIGH)
+        wait_until(lambda: place.rows("select 1 from alerts where status = 'active'"), 30, "an alert")
+        with other.transaction(force_rollback=True):
+            other.execute("select from alerts where status <> 'resolved' for update")
+            _deadlock(other, place, 2)
+        progress(place)
+    stage.accounted(source.acknowledged)
+    assert _deadlocks(place) == 3
+    assert worker.text().count("DeadlockDetected") == 2, "the second was part of the first one's outage"
+    assert worker.text().count("outage_ended") == 2
+
+
+_EVERYTHING_TOO_HIGH = """
+    insert into thresholds (id, device_pattern, sensor_pattern, kind, severity, value)
+    values ('high', '*', '*', 'max', 'warning', -1)
+"""
+
+
+def _row(n: int) -> tuple[str, tuple[object, ...]]:
+    """The reading numbered `n` of a source, as a worker stores it."""
+    insert = """
+        insert into sensor_readings (device_id, sensor_type, "timestamp", message_id, value)
+        values (%s, 't', to_timestamp(%s), %s, %s)
+    """
+    return insert, (f"dev-{n % 20}", BEGIN + n, UUID(int=(n + 1 << 64) + 1), n)
+
+
+def _deadlock(other: psycopg.Connection, place: Database, already: int) -> None:
+    """Once a worker with a batch waits for what `other` holds, want the table, in which it has put rows.
+    Returns when the server has ended the worker's transaction.
+    """
+    waiting = """
+        select 1 from pg_locks where relation = 'sensor_readings'::regclass and mode = 'RowExclusiveLock'
+            and granted and %s = any (pg_blocking_pids(pid))
+    """
+    wait_until(lambda: place.rows(waiting, other.info.backend_pid), 30, "a worker that waits")
+    other.execute("lock table sensor_readings in share mode")
+    wait_until(lambda: _deadlocks(place) > already, 30, "a deadlock")
+
+
+@fault(
+    "serialization failures",
+    how="a proxy makes two of four workers serializable, the database's default is repeatable read; the "
+    "group is set back to the first entry again and again, until both have met a failure",
+)
+def test_serialization_failures_lose_and_double_nothing(
+    stage_of: StageOf, place: Database, proxied: tuple[Proxy, Database], redis_url: str
+) -> None:
+    proxy, by_proxy = proxied
+    proxy.alter = lambda piece: piece.replace(b" READ COMMITTED", b" SERIALIZABLE  ")
+    name = place.rows("select current_database()")[0][0]
+    place.rows(f"alter database \"{name}\" set default_transaction_isolation = 'repeatable read'")
+    stage = stage_of(place, redis_url)
+    with stage.source(devices=4, rest_sec=0.05) as source:
+        serial = [stage.worker(name, database=by_proxy) for name in ("one", "two")]
+        committed = [stage.worker(name) for name in ("three", "four")]
+        progress(place)
+
+        def struck() -> bool:
+            _set_back(stage)
+            failures = [stage.naive or "SerializationFailure" in worker.text() for worker in serial]
+            return all(failures)
+
+        wait_until(struck, 60, "serialization failures")
+        progress(place, 0)
+    stage.accounted(source.acknowledged, ledger=False)
+    for worker in committed:  # they ask for READ COMMITTED, whatever the default is
+        assert stage.naive or "outage_began" not in worker.text()
 
 
 @fault(

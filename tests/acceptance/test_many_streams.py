@@ -23,8 +23,7 @@ def readers(client: redis.Redis) -> set[bytes]:
 
 @fault(
     "workers come and go over many streams",
-    how="SIGKILL, SIGTERM, SIGSTOP and SIGCONT, 700 streams",
-    promise="others take its streams over, and work goes on",
+    how="SIGKILL with a batch in hand, SIGTERM, SIGSTOP and SIGCONT, 700 streams",
 )
 def test_streams_move_as_workers_are_killed_stopped_frozen_and_started_and_nothing_is_lost_or_doubled(
     stage_of: StageOf, database: Database, redis_url: str
@@ -35,16 +34,22 @@ def test_streams_move_as_workers_are_killed_stopped_frozen_and_started_and_nothi
         return stage.worker(name, worker_timeout_sec=1, claim_min_idle_sec=0.5, quiet_poll_sec=0.5)
 
     def progress(source: Source, entries: int) -> None:
-        """All that was added until now is settled, and as many entries more as asked for."""
+        """All that was added until now is settled, and as many entries more as asked for; of the naive
+        worker, which keeps no books and may have lost some, half of them are stored.
+        """
         upto = source.acknowledged + entries
-        wait_until(lambda: books(stage.client).settled >= upto, 60, f"entry {upto}")
+        if stage.naive:
+            wait_until(lambda: database.count() >= upto // 2, 60, f"half of {upto}")
+        else:
+            wait_until(lambda: books(stage.client).settled >= upto, 60, f"entry {upto}")
 
     with stage.source(devices=STREAMS) as source:
         killed, stopped, frozen = start("killed"), start("stopped"), start("frozen")
         for worker in (killed, stopped, frozen):
             stage.wait_for(worker, '"workers": 3')
         progress(source, 2_000)
-        killed.kill()
+        with stage.in_hand("killed"):
+            killed.kill()
         stage.wait_for(frozen, '"workers": 2')
         progress(source, 1_000)
         assert stopped.terminate() == 0

@@ -153,6 +153,26 @@ def test_eight_workers_make_overlapping_days_at_once(plain_database: Database, t
     assert set(attached(plain_database)) == {name(day) for day in set().union(*wanted)}
 
 
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_who_waited_finds_what_another_has_made_whatever_the_database_s_isolation_is(
+    plain_database: Database, isolation: str
+) -> None:
+    this = plain_database.rows("select current_database()")[0][0]
+    plain_database.rows(f"alter database \"{this}\" set default_transaction_isolation = '{isolation}'")
+    with psycopg.connect(plain_database.url, autocommit=True) as holder:
+        holder.execute(f"select {LOCK}", (LOCK_CLASS,))
+        waiting = [InBackground(lambda: ensure(plain_database, {15_000, 15_001})) for _ in range(3)]
+        locked = """
+            select count(*) from pg_locks join pg_database d on d.oid = database
+            where locktype = 'advisory' and not granted and datname = current_database()
+        """
+        wait_until(lambda: plain_database.rows(locked) == [(3,)])
+        holder.execute("select pg_advisory_unlock_all()")
+        for one in waiting:
+            one.result()
+    assert set(attached(plain_database)) == {name(15_000), name(15_001)}
+
+
 def test_eight_workers_write_overlapping_new_days_at_once_without_an_error(
     plain_database: Database,
 ) -> None:
