@@ -18,7 +18,7 @@ from schema import Fate
 from scripting import Script
 
 ROUND_SEC = 10.0  # from one look at all streams to the next
-AT_ONCE = 50  # streams in one script, for which Redis does nothing else: 1 to 2 ms
+AT_ONCE = 50  # streams in one script, for which Redis does nothing else
 SHARE_OF_TIME = 0.01  # of this worker, and of Redis, at most
 
 # KEYS: ledger, streams. ARGV: group, fates… Of each stream: entries added, less those that had gone before

@@ -114,6 +114,7 @@ class Stage:
         if self._forge:
             self._started += 1
             environment = worker_environment(database, url, consumer_name=name, **settings)
+            environment["PGAPPNAME"] = name  # of a naive one; Sluice gives its own
             log = self._folder / f"forged-{self._started}.log"
             self._forged.append(self._forge.start(environment, log, naive=self.naive))
             return self._forged[-1]
@@ -126,7 +127,15 @@ class Stage:
 
     @contextlib.contextmanager
     def in_hand(self, name: str) -> Iterator[None]:
-        """While the worker `name` has a batch in hand that it cannot store: the table is locked."""
+        """While the worker `name` has a batch in hand that it cannot store: the table is locked.
+
+        Others must not claim it at once: a worker that waits for the table reads nothing more. Of a naive
+        one it is certain that it has not stored it yet: it takes its time over acknowledging.
+        """
+
+        def waiting() -> bool:
+            query = "select wait_event_type from pg_stat_activity where application_name = %s"
+            return ("Lock",) in self.database.rows(query, name) if self.naive else pending() > 0
 
         def pending() -> int:
             with self.client.pipeline(transaction=False) as pipe:
@@ -138,7 +147,7 @@ class Stage:
 
         with psycopg.connect(self.database.url) as blocker:
             blocker.execute("lock table sensor_readings in access exclusive mode")
-            wait_until(lambda: pending() > 0, 30, "a batch in hand")
+            wait_until(waiting, 30, "a batch in hand")
             yield
 
     def wait_for(self, worker: Daemon, event: str, seconds: float = 30.0) -> None:
@@ -270,6 +279,7 @@ class NaiveDaemon(Daemon):
                     "REDIS_URL": redis_url,
                     "DATABASE_URL": database.url,
                     "CONSUMER_NAME": name,
+                    "PGAPPNAME": name,
                 },
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

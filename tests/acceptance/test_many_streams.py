@@ -31,7 +31,7 @@ def test_streams_move_as_workers_are_killed_stopped_frozen_and_started_and_nothi
     stage = stage_of(database, redis_url)
 
     def start(name: str) -> Daemon:
-        return stage.worker(name, worker_timeout_sec=1, claim_min_idle_sec=0.5, quiet_poll_sec=0.5)
+        return stage.worker(name, worker_timeout_sec=1, claim_min_idle_sec=2, quiet_poll_sec=0.5)
 
     def progress(source: Source, entries: int) -> None:
         """All that was added until now is settled, and as many entries more as asked for; of the naive
