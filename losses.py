@@ -51,8 +51,8 @@ local function counted(stream)
     local fields = { 'trimmed_unread:' .. stream, 'base:' .. stream, 'dropped:' .. stream }
     for i = 2, #ARGV do fields[#fields + 1] = ARGV[i] .. ':' .. stream end
     local settled, trimmed = 0, 0
-    local found = redis.call('HMGET', ledger, unpack(fields))
-    for i = 1, #fields do found[i] = tonumber(found[i] or 0) end
+    local found = {}  -- one by one: a worker's account need not have HMGET
+    for i, field in ipairs(fields) do found[i] = tonumber(redis.call('HGET', ledger, field) or 0) end
     for i = 2, #ARGV do
         settled = settled + found[i + 2]
         if ARGV[i] == 'trimmed' then trimmed = found[i + 2] end
