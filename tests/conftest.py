@@ -57,6 +57,7 @@ _TOGETHER = (
     "tests/acceptance/test_dashboard.py",
     "tests/acceptance/test_database_faults.py",
     "tests/acceptance/test_database_setups.py",
+    "tests/acceptance/test_setups.py",
 )
 
 

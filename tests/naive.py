@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import FrameType
 from typing import NoReturn, cast
 
 import psycopg
 import redis
+from redis.cluster import ClusterNode, RedisCluster
+from redis.sentinel import Sentinel
 
 GROUP = "db_writer"
 PATTERN = "mqtt_stream:*"
@@ -26,8 +29,10 @@ Read = list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]
 
 
 class NaiveWorker:
-    def __init__(self, redis_url: str, database_url: str, consumer: str) -> None:
-        self._redis = redis.Redis.from_url(redis_url, socket_timeout=10)
+    def __init__(self, client: redis.Redis, database_url: str, consumer: str, *, one_by_one: bool) -> None:
+        """`one_by_one`: streams are on several nodes, which no single command reads."""
+        self._redis = client
+        self._one_by_one = one_by_one
         self._database_url = database_url
         self._consumer = consumer
         self._streams: list[bytes] = []
@@ -57,8 +62,12 @@ class NaiveWorker:
                     raise
 
     def _read(self) -> Read:
-        new = dict.fromkeys(self._streams, b">")
-        return cast("Read", self._redis.xreadgroup(GROUP, self._consumer, new, count=200))  # type: ignore[arg-type]
+        asked = [[stream] for stream in self._streams] if self._one_by_one else [self._streams]
+        found: Read = []
+        for streams in asked:
+            new = dict.fromkeys(streams, b">")
+            found += cast("Read", self._redis.xreadgroup(GROUP, self._consumer, new, count=200))  # type: ignore[arg-type]
+        return found
 
     def _store(self, read: Read) -> None:
         while True:
@@ -102,10 +111,32 @@ def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
     os._exit(0)
 
 
+def client_of(environment: Mapping[str, str]) -> redis.Redis:
+    """redis-py's own for the set-up, as it comes."""
+    nodes = [
+        (host, int(port))
+        for name in ("REDIS_SENTINELS", "REDIS_CLUSTER_NODES")
+        for host, _, port in (node.rpartition(":") for node in environment.get(name, "").split(",") if node)
+    ]
+    mode = environment.get("REDIS_MODE", "single")
+    if mode == "sentinel":
+        sentinel = Sentinel(nodes, socket_timeout=2)  # type: ignore[no-untyped-call]
+        found = sentinel.master_for(environment["REDIS_SENTINEL_MASTER"], socket_timeout=10)  # type: ignore[no-untyped-call]
+        return cast("redis.Redis", found)
+    if mode == "cluster":
+        first = [ClusterNode(host, port) for host, port in nodes]  # type: ignore[no-untyped-call]
+        return cast("redis.Redis", RedisCluster(startup_nodes=first, socket_timeout=10))
+    return redis.Redis.from_url(environment["REDIS_URL"], socket_timeout=10)
+
+
 def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _leave)
+    given = os.environ
     worker = NaiveWorker(
-        os.environ["REDIS_URL"], os.environ["DATABASE_URL"], os.environ.get("CONSUMER_NAME", "naive")
+        client_of(given),
+        given["DATABASE_URL"],
+        given.get("CONSUMER_NAME", "naive"),
+        one_by_one=given.get("REDIS_MODE") == "cluster",
     )
     print("worker_started", flush=True)
     worker.run()

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psycopg
@@ -63,7 +63,12 @@ _WITHOUT_KEY = """
 
 
 def fault(name: str, *, how: str, promise: str = NOTHING_LOST) -> pytest.MarkDecorator:
-    """This test is a scenario: a row of the table. `how`: how the fault is injected."""
+    """This test is a scenario: a row of the table. `how`: how the fault is injected.
+
+    Who promises `NOTHING_LOST` promises just that: it is what the naive worker plays too.
+    """
+    claims = any(part in promise for part in NOTHING_LOST.split(", "))
+    assert not claims or promise == NOTHING_LOST, f"{name}: it would claim it, and have no twin to show it"
     return pytest.mark.fault(name=name, how=how, promise=promise)
 
 
@@ -88,6 +93,7 @@ class Stage:
         self.database = database
         self._servers = redis_url
         self.redis_url = redis_url if isinstance(redis_url, str) else redis_url.url
+        self._as_user: dict[str, object] = {}
         self.naive = naive
         self.naive_patience_sec = NAIVE_PATIENCE_SEC
         self.client = redis_client.connect(redis_url, timeout_sec=30)
@@ -102,6 +108,11 @@ class Stage:
         self.lost_elsewhere: set[int] = set()  # Redis has lost them: they may be stored or not, but once
         if naive:
             database.rows(_WITHOUT_KEY)
+
+    def log_in(self, url: str, **settings: object) -> None:
+        """Have workers of Sluice log in so. The naive one, sources and checks need more rights."""
+        if not self.naive:
+            self.redis_url, self._as_user = url, settings
 
     def worker(
         self, name: str, *, redis_url: str = "", database: Database | None = None, **settings: object
@@ -120,9 +131,10 @@ class Stage:
             return self._forged[-1]
         if not self.naive:
             if not redis_url and not isinstance(self._servers, str):
-                settings = settings_of(self._servers) | settings
+                settings = settings_of(self._servers) | self._as_user | settings
             return self._start(database, url, consumer_name=name, **settings)
-        self._naive.append(NaiveDaemon(database, url, name, self._folder))
+        mode = {} if redis_url or isinstance(self._servers, str) else settings_of(self._servers)
+        self._naive.append(NaiveDaemon(database, url, name, self._folder, mode))
         return self._naive[-1]
 
     @contextlib.contextmanager
@@ -269,7 +281,10 @@ class Stage:
 class NaiveDaemon(Daemon):
     """The naive worker as a process."""
 
-    def __init__(self, database: Database, redis_url: str, name: str, folder: Path) -> None:
+    def __init__(
+        self, database: Database, redis_url: str, name: str, folder: Path, mode: Mapping[str, object]
+    ) -> None:
+        """`mode`: what says that Redis is no single server."""
         self.log = folder / f"naive-{name}-{time.monotonic_ns()}.log"
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -280,6 +295,7 @@ class NaiveDaemon(Daemon):
                     "DATABASE_URL": database.url,
                     "CONSUMER_NAME": name,
                     "PGAPPNAME": name,
+                    **{name.upper(): str(value) for name, value in mode.items()},
                 },
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

@@ -418,7 +418,7 @@ def pair(server_folder: Path, tmp_path: Path) -> Iterator[tuple[TcpPostgres, Tcp
 @fault(
     "failover to a standby of PostgreSQL",
     how="primary killed under two workers, its synchronous standby promoted; two hosts in DATABASE_URL",
-    promise="nothing lost, nothing twice; everything follows by itself",
+    promise="everything follows by itself, and every entry is accounted for",
 )
 def test_everything_follows_a_failover_with_two_hosts_in_database_url(
     stage_of: StageOf, pair: tuple[TcpPostgres, TcpPostgres], redis_url: str

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(60 * float(os.environ.get(MINUTES) or 0) + 300)
 @fault(
     "all of these at random, three workers",
     how="kills, stops, cuts, deafness, locks, restarts, from a seed",
-    promise="nothing lost, nothing twice, whatever comes together",
+    promise="accounts for every entry, whatever comes together",
 )
 def test_whatever_befalls_three_workers_and_their_servers_every_entry_is_accounted_for(
     stage_of: StageOf, own_valkey: Valkey, own_postgres: Postgres, own_database: Database
