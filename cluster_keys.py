@@ -26,6 +26,11 @@ def _tags() -> list[str]:
     return tags
 
 
+def tag_beside(key: bytes | str) -> str:
+    """What to put into a name's braces so that it is in the slot of `key`, whatever braces that has."""
+    return _tags()[slot_of(key)]
+
+
 class ClusterKeys(Keys):
     """One ledger for each slot that has streams. It moves with them, and is lost or kept with them."""
 
@@ -35,7 +40,7 @@ class ClusterKeys(Keys):
 
     def beside(self, key: bytes | str, name: str) -> str:
         """A key of the group in the slot of `key`."""
-        return f"sluice:{{{_tags()[slot_of(key)]}}}:{self._group}:{name}"
+        return f"sluice:{{{tag_beside(key)}}}:{self._group}:{name}"
 
     def ledger_of(self, stream: bytes) -> str:
         return self.beside(stream, "ledger")

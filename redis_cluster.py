@@ -22,7 +22,8 @@ from redis_servers import Node
 
 SLOTS = 16_384
 REDIRECTIONS = 5  # in a row, before it is left to whoever waits out outages
-_KEYLESS = ("PING", "DBSIZE", "INFO", "SCRIPT LOAD", "WAIT", "FLUSHALL")
+_KEYLESS = ("PING", "DBSIZE", "INFO", "SCRIPT LOAD", "TIME", "WAIT", "FLUSHALL")
+_WITH_SUBCOMMAND = ("XGROUP", "XINFO")
 
 Argument = bytes | str | int
 Command = tuple[Argument, ...]
@@ -255,14 +256,18 @@ class ClusterPipeline(Pipeline):
 
 
 def _key_of(command: Command) -> bytes | str:
-    """The key by which to find the node of a command. All its keys are in one slot."""
+    """The key by which to find the node of a command. All its keys are in one slot. One that has none is
+    for whichever node.
+    """
     name = _name(command)
     place = 1
     if name in ("EVALSHA", "EVAL"):
         place = 3
     elif name == "XREADGROUP":
         place = command.index("STREAMS", 4) + 1
-    key = command[place]
+    elif name in _WITH_SUBCOMMAND:
+        place = 2
+    key = command[place] if place < len(command) else ""
     return key if isinstance(key, bytes | str) else str(key)
 
 

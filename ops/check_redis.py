@@ -13,6 +13,7 @@ import redis_client
 from config import Settings
 from ops.verify import Check
 from redis_client import execute
+from redis_servers import RedisMode
 from retry import describe
 from stream_glob import compiled
 
@@ -94,6 +95,8 @@ def _commands(settings: Settings, unique: str) -> Iterator[tuple[str | int, ...]
     name = f"sluice-check-{unique}"
     yield from (("SCAN", 0, "COUNT", 1), ("DBSIZE",), ("TIME",), ("EVAL", "return 1", 0))
     yield ("SCRIPT", "LOAD", "return 1")
+    if settings.redis_mode is RedisMode.CLUSTER:
+        yield from (("ROLE",), ("WAIT", 0, 0), ("EXISTS", name), ("ASKING",))
     streams = [*filter(None, [_example(settings.stream_pattern, name)]), *settings.event_streams()]
     for stream in streams:
         yield ("XREADGROUP", "GROUP", name, name, "COUNT", 1, "STREAMS", stream, ">")

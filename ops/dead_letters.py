@@ -193,7 +193,7 @@ def _replayed(desk: Desk, ready: Iterator[Letter], total: int) -> int:
     streams = len(done.streams)
     print(f"replayed {done.replayed:,} into {streams:,} stream{'' if streams == 1 else 's'}")
     if done.gone:
-        print(f"{done.gone:,} were gone by then: replayed or removed by another command")
+        print(f"{done.gone:,} were gone by then: replayed before, or removed by another command")
     for why, count in done.refused.most_common():
         session.complain(f"{count:,} are still dead letters: Redis answered {why}")
     return 1 if done.refused else 0

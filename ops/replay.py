@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 import redis
 
+import cluster_keys
 import redis_scripts
 import replays
 from ops.letters import Letter
@@ -173,13 +173,9 @@ class Replayer:
         return list(answers)
 
 
-def record_of(stream: bytes) -> bytes:
-    """The key of the record beside `stream`, in its hash slot by the tag (Redis Cluster specification)."""
-    tag = re.search(rb"\{([^}]+)\}", stream)
-    first = stream.find(b"{")
-    if tag and tag.start() == first:
-        return b"sluice:replayed:{" + tag[1] + b"}"
-    return b"sluice:replayed:{" + stream + b"}"
+def record_of(stream: bytes) -> str:
+    """The key of the record beside `stream`: one for each hash slot that has streams."""
+    return f"sluice:replayed:{{{cluster_keys.tag_beside(stream)}}}"
 
 
 def _fields(letter: Letter) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,16 @@ from cluster_settlement import AFTER_MS, ClusterSettler
 from dashboard.options import PipelineOptions
 from dashboard.pipeline import Gauge
 from losses import ROUND_SEC
+from main import DatabaseWriterService
 from metrics import BridgeStats, Stats
+from ops.replay import Replayer, record_of
 from redis_client import execute
 from redis_cluster import SLOTS, ClusterClient, slot_of
 from redis_reader import RedisReader
 from retry import StopFlag
 from schema import Entry, Fate, Settled
 from stream_writer import StreamWriter
+from tests.commands import Command, Done, commands
 from tests.integration.readers import (
     FAILED,
     GROUP,
@@ -38,8 +42,17 @@ from tests.integration.readers import (
     read_all,
     recover_all,
 )
-from tests.setups import Cluster, clustered
-from tests.support import add, books, dead_letters, wait_until
+from tests.setups import Cluster, clustered, settings_of
+from tests.support import (
+    Database,
+    add,
+    books,
+    dead_letters,
+    everything_settled,
+    run_until,
+    settings_for,
+    wait_until,
+)
 
 S = TypeVar("S", bound=ClusterSettler)
 STREAMS = [f"mqtt_stream:dev-{number}:t" for number in range(12)]
@@ -413,3 +426,76 @@ def test_more_streams_than_one_blocking_read_covers_are_read_to_the_end(
     reader.settle(outcome(flat(read_all(reader, 1, reads=200))))
     total = books(client)
     assert (total.stored, total.pending, total.missing) == (1401, 0, 0)
+
+
+@pytest.fixture
+def run(
+    database: Database,
+    cluster: Cluster,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Command:
+    monkeypatch.setenv("REDIS_URL", cluster.servers.url)
+    for name, value in settings_of(cluster.servers).items():
+        monkeypatch.setenv(name.upper(), str(value))
+    return commands(database, capsys, monkeypatch)
+
+
+def worked(database: Database, cluster: Cluster, client: redis.Redis, entries: int, **more: Any) -> None:
+    """A worker settles so many entries in all."""
+    settings = settings_for(database, cluster.servers.url, **settings_of(cluster.servers), **more)
+    run_until(DatabaseWriterService(settings), lambda: everything_settled(client, entries))
+
+
+REPLAY = ("dead-letters", "replay", "--yes", "--rate", "0")
+
+
+def test_dead_letters_are_replayed_each_once_wherever_their_streams_are(
+    run: Command, database: Database, cluster: Cluster, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [*STREAMS, "mqtt_stream:{one}:t", "mqtt_stream:a}b:t", "mqtt_stream:{}:t"]
+    for stream in streams:
+        add(client, stream, [{"value": "1", "timestamp": "4000000000"}, {"value": "2"}])
+    count = len(streams)
+    worked(database, cluster, client, 2 * count)
+    assert len(dead_letters(client)) == count
+    assert run(*REPLAY, "--rejected").told.endswith(f"replayed {count} into {count} streams\n")
+    worked(database, cluster, client, 3 * count)
+    letters = dead_letters(client)
+    assert [letter[letter.index(b"replays") + 1] for letter in letters] == [b"1"] * count
+
+    monkeypatch.setenv("MAX_FUTURE_SEC", "3000000000")
+    with monkeypatch.context() as patch:  # ends after the entries were added, before any letter is deleted
+        patch.setattr(Replayer, "_deleted", interrupted)
+        assert run(*REPLAY, "--limit", "5").status == 130
+    assert len(dead_letters(client)) == count
+    tried: list[Done] = []
+    client.delete(record_of(streams[7].encode()))
+    # so that its stream is on the next node already, and its record nowhere
+    cluster.move(slot_of(streams[7]), meanwhile=lambda _: tried.append(run(*REPLAY)))
+    assert tried[0].status == 1, tried
+    assert f"replayed {count - 6:,} for certain; the same command goes on" in tried[0].told
+    assert len(dead_letters(client)) == 1
+    assert run(*REPLAY).told.endswith("replayed 1 into 1 stream\n")
+    worked(database, cluster, client, 4 * count, max_future_sec=3_000_000_000)
+    assert database.rows("select count(*), sum(value) from sensor_readings") == [(2 * count, 3 * count)]
+    assert (dead_letters(client), books(client).duplicate, books(client).missing) == ([], 0, 0)
+
+
+def interrupted(*_: object) -> list[Any]:
+    raise KeyboardInterrupt
+
+
+def test_what_operators_ask_is_answered_of_the_whole_cluster(run: Command, client: redis.Redis) -> None:
+    count = fill(client, 2)
+    done = run("check", "--json")
+    wrong = [one for one in json.loads(done.told) if one["ok"] is False]
+    assert (done.status, wrong, done.errors) == (0, [], "")
+    assert client.dbsize() == len(STREAMS)
+    assert sum(stream["lag"] for stream in json.loads(run("lag", "--json").told)["streams"]) == count
+    for number in range(3):
+        client.xadd(FAILED, {"no": f"letter of ours {number}"})
+    assert "3" in run("dead-letters", "stats").told
+    assert len(run("dead-letters", "export").told.splitlines()) == 3
+    assert "removed 3 dead letters" in run("dead-letters", "purge", "--all", "--yes").told
+    assert dead_letters(client) == []

@@ -115,13 +115,15 @@ def test_whatever_else_stands_in_the_stream_is_unreadable_and_raises_nothing(raw
 
 
 @pytest.mark.parametrize(
-    ("stream", "record"),
+    "stream",
     [
-        (b"mqtt_stream:a:b", b"sluice:replayed:{mqtt_stream:a:b}"),
-        (b"mqtt_stream:{x}:b", b"sluice:replayed:{x}"),
-        (b"mqtt_stream:{x{y}:b", b"sluice:replayed:{x{y}"),
+        b"mqtt_stream:a:b",
+        b"mqtt_stream:{x}:b",
+        b"mqtt_stream:{x{y}:b",
+        b"mqtt_stream:a}b:c",
+        b"{}:a",
+        b"{{:a}",
     ],
 )
-def test_the_record_of_a_replay_has_the_slot_of_its_stream(stream: bytes, record: bytes) -> None:
-    assert record_of(stream) == record
-    assert key_slot(record) == key_slot(stream)
+def test_the_record_of_a_replay_has_the_slot_of_its_stream(stream: bytes) -> None:
+    assert key_slot(record_of(stream).encode()) == key_slot(stream)
