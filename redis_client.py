@@ -10,13 +10,20 @@ import redis
 import redis.exceptions
 from hiredis import pack_command
 from redis.backoff import NoBackoff
-from redis.connection import SSLConnection
+from redis.connection import Connection, SSLConnection
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
 from redis_cluster import ClusterClient
-from redis_node import client_on, options_of, pool_of
-from redis_servers import RedisMode, RedisServers
+from redis_node import client_on, connecting, options_of, pool_of
+from redis_servers import Node, RedisMode, RedisServers
+from redis_tls import doubt_of
 
 T = TypeVar("T")
 Argument = bytes | str | int
@@ -59,22 +66,48 @@ def _pool_by_sentinels(servers: RedisServers, options: dict[str, Any]) -> Sentin
     """Connections to the master. The sentinels are reached like it, with TLS or without, and asked in turn
     until one knows.
     """
-    secured = issubclass(options.pop("connection_class"), SSLConnection)
+    kind: type[Connection] = options.pop("connection_class")
     here = {name: value for name, value in options.items() if name not in ("host", "port", "path")}
     theirs = {name: value for name, value in here.items() if name.startswith(("socket_", "ssl_"))}
     login = {"username": servers.sentinel_username, "password": servers.sentinel_password}
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        servers.nodes,
-        sentinel_kwargs={
-            **theirs,
-            **{name: value for name, value in login.items() if value},
-            "ssl": secured,
-            "socket_timeout": SENTINEL_SEC,
-            "socket_connect_timeout": SENTINEL_SEC,
-            "retry": Retry(NoBackoff(), 0),
-        },
-    )
-    return SentinelConnectionPool(servers.master, sentinel, **here, ssl=secured)  # type: ignore[no-untyped-call]
+    asked = {
+        **theirs,
+        **{name: value for name, value in login.items() if value},
+        "protocol": 2,
+        "driver_info": None,
+        "socket_timeout": SENTINEL_SEC,
+        "socket_connect_timeout": SENTINEL_SEC,
+        "retry": Retry(NoBackoff(), 0),
+        "connection_class": kind,
+    }
+    secured = issubclass(kind, SSLConnection)
+    managed = SentinelManagedSSLConnection if secured else SentinelManagedConnection
+    sentinels = _Sentinels(servers.nodes, asked)
+    return SentinelConnectionPool(servers.master, sentinels, **connecting(here, managed))  # type: ignore[no-untyped-call]
+
+
+class _Sentinels(Sentinel):
+    """Those of redis-py, which say so where TLS is what keeps them from being asked."""
+
+    def __init__(self, nodes: Sequence[Node], options: dict[str, Any]) -> None:
+        super().__init__(())  # type: ignore[no-untyped-call]
+        pools = [pool_of({**options, "host": host, "port": port}) for host, port in nodes]
+        self.sentinels = [client_on(pool) for pool in pools]
+
+    def discover_master(self, service_name: str) -> Node:
+        """Raises: `WrongTls` too."""
+        doubts = [doubt_of(sentinel.connection_pool) for sentinel in self.sentinels]
+        for doubt in doubts:
+            doubt.found = None
+        try:
+            found: Node = super().discover_master(service_name)  # type: ignore[no-untyped-call]
+        except MasterNotFoundError:
+            if wrong := next((doubt.found for doubt in doubts if doubt.found), None):
+                raise wrong from None
+            raise
+        for doubt in doubts:
+            doubt.over = True
+        return found
 
 
 def execute(client: redis.Redis | redis.client.Pipeline, *command: bytes | str | int) -> Any:

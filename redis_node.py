@@ -12,6 +12,8 @@ from redis.connection import Connection, ConnectionPool, UnixDomainSocketConnect
 from redis.exceptions import MovedError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
+from redis_tls import HANGING_UP, Doubt, doubting
+
 _RAW = ("XREADGROUP", "XINFO GROUPS", "XINFO STREAM", "XPENDING", "XRANGE", "XREVRANGE")
 
 
@@ -29,6 +31,7 @@ def options_of(url: str, timeout_sec: float, name: str) -> dict[str, Any]:
         "protocol": 2,
         "socket_timeout": timeout_sec,
         "retry": Retry(NoBackoff(), 0),
+        "driver_info": None,  # CLIENT SETINFO is a right that Redis before 7.2 does not know
         "client_name": re.sub(r"[^!-~]", "-", name),  # all that CLIENT SETNAME takes
         **given,
         "connection_class": kind,
@@ -37,8 +40,14 @@ def options_of(url: str, timeout_sec: float, name: str) -> dict[str, Any]:
 
 def pool_of(options: dict[str, Any], *, in_cluster: bool = False) -> ConnectionPool:
     """Connections by `options_of`, to one server or to one node of a cluster."""
-    kind: type[Connection] = options["connection_class"]
-    return ConnectionPool(**{**options, "connection_class": _ending_with_the_master(kind, in_cluster)})  # type: ignore[arg-type]  # classes do hash
+    return ConnectionPool(**connecting(options, options["connection_class"], in_cluster=in_cluster))
+
+
+def connecting(
+    options: dict[str, Any], kind: type[Connection], *, in_cluster: bool = False
+) -> dict[str, Any]:
+    """What a pool takes to make connections of `kind` that find out about TLS and demotions."""
+    return {**options, "connection_class": _to_a_master(kind, in_cluster), "doubt": Doubt()}  # type: ignore[arg-type]  # classes do hash
 
 
 def client_on(pool: ConnectionPool) -> redis.Redis:
@@ -57,14 +66,14 @@ def set_raw(client: redis.Redis) -> None:
 
 
 @cache
-def _ending_with_the_master(kind: type[Connection], in_cluster: bool) -> type[Connection]:
+def _to_a_master(kind: type[Connection], in_cluster: bool) -> type[Connection]:
     """Connections of `kind` that end when the server turns out to be a replica.
 
     It was demoted while a proxy, a name or a virtual address already leads elsewhere: only a connection
     made anew gets there. On this one every command would fail for ever.
     """
 
-    class UntilDemoted(kind):  # type: ignore[misc, valid-type]
+    class UntilDemoted(doubting(kind)):  # type: ignore[misc]
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
                 return super().read_response(*args, **options)
@@ -75,5 +84,8 @@ def _ending_with_the_master(kind: type[Connection], in_cluster: bool) -> type[Co
                 if in_cluster:
                     raise
                 raise ResponseError("this is a node of a Redis Cluster; set REDIS_MODE=cluster") from None
+            except HANGING_UP as error:
+                self.hung_up(error)
+                raise
 
     return UntilDemoted

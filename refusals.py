@@ -9,6 +9,7 @@ import redis
 from redis.exceptions import AuthenticationError
 
 import redis_client
+from redis_tls import WrongTls
 
 _NAME_MISMATCH = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
@@ -23,6 +24,8 @@ _WANTS_CERTIFICATE = (
 def refusal(error: BaseException) -> str:
     """Why Redis, or this side, will not have it, and what to do; empty where waiting may help."""
     for cause in _causes(error):
+        if isinstance(cause, WrongTls):
+            return f"no connection to the Redis that REDIS_… names: {cause}"
         if isinstance(cause, ssl.SSLEOFError):  # it may just be restarting
             return ""
         if isinstance(cause, ssl.SSLError):

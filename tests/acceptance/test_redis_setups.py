@@ -22,16 +22,21 @@ from config import ConfigError
 from dashboard.pipeline import Gauge
 from main import DatabaseWriterService
 from mqtt.bridge import Bridge
-from ops import verify
+from ops import session, verify
 from redis_client import execute
+from redis_cluster import slot_of
 from redis_server import RedisServer
+from redis_servers import RedisMode, RedisServers
+from refusals import refusal
 from retry import StopFlag
 from schema import Entry, Fate, Reason, Rejection, Settled
 from settlement import dead_letter_fields
 from standalone.servers import Valkey
 from tests.broker import Broker, end, free_port, running
+from tests.faults import Proxy, proxy_to
 from tests.integration.readers import deliver, make_stale
 from tests.redis_servers import SERVERS, program_of
+from tests.setups import IN_CLUSTER, OF_WORKERS_IN_CLUSTER, USERS, Cluster, Member, TlsRedis, clustered
 from tests.support import (
     ROOT,
     Daemon,
@@ -49,8 +54,6 @@ from wiring import bridge_options, dashboard_options
 
 STREAM = "mqtt_stream:dev:t"
 OTHER = "mqtt_stream:dev:u"
-USER = re.compile(r"^user (sluice-[a-z]+) on >PASSWORD (.+)$", re.M)
-USERS = dict(USER.findall((ROOT / "docs" / "operations.md").read_text(encoding="utf-8")))
 BY_HAND = re.compile(r"^A worker's account runs .* with `([^`]+)` added", re.M)
 # Granted, and not met in the scenario below: what for.
 RARE = {
@@ -161,6 +164,79 @@ def test_what_tls_refuses_ends_the_start_with_one_line(
         gc.collect()
 
 
+@pytest.fixture
+def plain(valkey: Valkey, redis_url: str) -> Iterator[Proxy]:
+    """A port without TLS."""
+    with proxy_to(str(valkey.socket)) as found:
+        yield found
+
+
+SOON = "?socket_connect_timeout=1"  # for a handshake to be answered; five seconds without it
+ONE_SIDED = {
+    "single": lambda url, port: RedisServers(url=f"{url}://localhost:{port}/0{SOON}"),
+    "cluster": lambda url, port: RedisServers(
+        url=f"{url}://{SOON}", mode=RedisMode.CLUSTER, nodes=(("localhost", port),)
+    ),
+    "sentinels": lambda url, port: RedisServers(
+        url=f"{url}://{SOON}", mode=RedisMode.SENTINEL, nodes=(("localhost", port),), master="m"
+    ),
+}
+
+
+@unclosed
+@pytest.mark.parametrize("mode", ONE_SIDED)
+def test_tls_on_one_side_only_is_told_with_the_remedy(
+    valkey: Valkey, plain: Proxy, certificates: Path, mode: str
+) -> None:
+    with tls_in_front_of(valkey.socket, certificates) as end:
+        for scheme, port, said in (
+            (
+                "rediss",
+                plain.port,
+                "there is no TLS at localhost:{}; write redis:// in REDIS_URL or REDIS_TLS",
+            ),
+            (
+                "redis",
+                end.port,
+                "nothing but TLS at localhost:{}; write rediss:// in REDIS_URL or set REDIS_TLS",
+            ),
+        ):
+            servers = ONE_SIDED[mode](scheme, port)
+            with redis_client.connect(servers, timeout_sec=10) as client:
+                with pytest.raises(redis.ConnectionError) as caught:
+                    client.ping()
+                assert said.format(port) in refusal(caught.value)
+            assert redis_client.is_world(caught.value), "while a worker runs it is waited for"
+    gc.collect()
+
+
+@unclosed
+def test_a_server_that_answers_no_handshake_is_an_outage(plain: Proxy) -> None:
+    plain.deaf = True
+    with redis_client.connect(address(plain.port) + SOON, timeout_sec=10) as client:
+        with pytest.raises(redis.TimeoutError) as caught:
+            client.ping()
+        assert not refusal(caught.value)
+    gc.collect()
+
+
+def test_who_has_been_connected_once_does_not_ask_for_tls_again(plain: Proxy) -> None:
+    """A Redis that is stopped hangs up too, and would be asked twice at each attempt."""
+    seen: list[bytes] = []
+
+    def hang_up(piece: bytes) -> bool:
+        seen.append(piece)
+        return True
+
+    with redis_client.connect(address(plain.port, scheme="redis"), timeout_sec=10) as client:
+        client.ping()
+        client.connection_pool.disconnect()
+        plain.cut_when = hang_up
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+    assert len(seen) == 1
+
+
 @unclosed
 def test_a_bridge_that_tls_refuses_ends_with_one_line(
     valkey: Valkey, redis_url: str, certificates: Path
@@ -192,9 +268,31 @@ def test_a_worker_runs_over_the_tls_of_redis_itself(
             add(client, STREAM, readings(0, 50))
             service = DatabaseWriterService(settings_for(database, address(port), **settings))
             run_until(service, lambda: everything_settled(client, 50))
+        with pytest.raises(ConfigError, match=f"nothing but TLS at localhost:{port}; write rediss://"):
+            DatabaseWriterService(settings_for(database, address(port, scheme="redis"))).run()
+        done = command(database, address(port, scheme="redis"), "dead-letters", "list")
+        assert (done.returncode, "write rediss:// in REDIS_URL" in done.stderr) == (1, True), done.stderr
     finally:
         server.stop()
     assert database.count() == 50
+
+
+@unclosed
+def test_a_worker_that_looks_for_tls_where_there_is_none_ends_with_one_line(
+    database: Database, server_folder: Path, tmp_path: Path
+) -> None:
+    """By a server of its own: what it makes of a handshake is its own, too."""
+    for program in (None, program_of("redis-debian", tmp_path)):
+        port = free_port()
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--appendonly", "no", "--requirepass", "x"]
+        server = Valkey(server_folder / f"plain-{port}", options, program)
+        server._answers = lambda: server.socket.exists()  # type: ignore[method-assign]  # it wants a password  # noqa: B023
+        with started(server):
+            with pytest.raises(ConfigError, match=f"there is no TLS at localhost:{port}; write redis://"):
+                DatabaseWriterService(settings_for(database, address(port) + SOON)).run()
+            with pytest.raises(redis.ConnectionError, match="there is no TLS"):
+                session.to_redis(settings_for(database, address(port) + SOON))
+    gc.collect()
 
 
 # Users
@@ -350,6 +448,60 @@ def publish(broker: Broker, topic: str, payload: bytes) -> None:
     client.publish(topic, payload, qos=1).wait_for_publish(20)
     client.disconnect()
     end(client)
+
+
+@pytest.fixture
+def secured(server_folder: Path, certificates: Path, tmp_path: Path) -> Iterator[Cluster]:
+    """Three masters that are reached with TLS only, and by name."""
+    tls = TlsRedis(program_of("redis-debian", tmp_path), certificates)
+    with clustered(server_folder / "secured", replicas=False, tls=tls) as found:
+        yield found
+
+
+def test_in_a_cluster_with_tls_each_program_needs_just_what_the_page_grants(
+    database: Database, secured: Cluster, certificates: Path, daemon: Callable[..., Daemon]
+) -> None:
+    lines = {
+        name: [*USERS[name].split(), *IN_CLUSTER.split()] for name in ("sluice-worker", "sluice-verify")
+    }
+    lines["sluice-worker"] += OF_WORKERS_IN_CLUSTER.split()
+    for member in secured.masters:
+        for name, rights in lines.items():
+            member.ask("ACL", "SETUSER", name, "reset", "on", ">secret", *rights)
+    nodes = [f"localhost:{member.port}" for member in secured.masters]
+    mode = {"redis_mode": "cluster", "redis_cluster_nodes": ",".join(nodes)}
+    files = {"redis_ca_certificate": certificates / "ca.pem"}
+    servers = RedisServers(
+        url=f"rediss://?ssl_ca_certs={certificates / 'ca.pem'}",
+        mode=RedisMode.CLUSTER,
+        nodes=tuple(("localhost", member.port) for member in secured.masters),
+    )
+    with redis_client.connect(servers, timeout_sec=10) as client:
+        for number in range(12):  # on all nodes
+            add(client, f"mqtt_stream:dev-{number}:t", readings(0, 10))
+        add(client, "mqtt_stream:bad:t", [{"value": "NaN"}, wide_and_bad()])
+
+        def work(next_master: Member) -> None:
+            """While the worker has to ask another node than the one that has the slot."""
+            workers.append(daemon(database, "rediss://sluice-worker:secret@", **mode, **files))
+            wait_until(lambda: "asking" in used_at(next_master), 30, "a question to the next master")
+
+        workers: list[Daemon] = []
+        secured.move(slot_of("mqtt_stream:dev-0:t"), meanwhile=work)
+        wait_until(lambda: everything_settled(client, 122))
+        done = command(database, "rediss://sluice-verify:secret@", "verify", **mode, **files)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert workers[0].terminate() == 0
+    for member in secured.masters:
+        assert member.ask("ACL", "LOG") == []
+    ran = set().union(*(used_at(member) for member in secured.masters))
+    more = {word[1:] for word in f"{IN_CLUSTER} {OF_WORKERS_IN_CLUSTER}".split()}
+    assert more - ran == {"wait"}, "that is for nodes with replicas"
+
+
+def used_at(member: Member) -> set[str]:
+    with member.client() as client:
+        return used(client)
 
 
 def test_a_command_that_is_denied_at_the_start_ends_with_one_line_that_names_it(
