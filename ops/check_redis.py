@@ -95,8 +95,6 @@ def _commands(settings: Settings, unique: str) -> Iterator[tuple[str | int, ...]
     name = f"sluice-check-{unique}"
     yield from (("SCAN", 0, "COUNT", 1), ("DBSIZE",), ("TIME",), ("EVAL", "return 1", 0))
     yield ("SCRIPT", "LOAD", "return 1")
-    if settings.redis_mode is RedisMode.CLUSTER:
-        yield from (("ROLE",), ("WAIT", 0, 0), ("EXISTS", name), ("ASKING",))
     streams = [*filter(None, [_example(settings.stream_pattern, name)]), *settings.event_streams()]
     for stream in streams:
         yield ("XREADGROUP", "GROUP", name, name, "COUNT", 1, "STREAMS", stream, ">")
@@ -117,6 +115,8 @@ def _commands(settings: Settings, unique: str) -> Iterator[tuple[str | int, ...]
     yield from (("HINCRBY", key, "n", 1), ("HGET", key, "n"), ("HLEN", key), ("HGETALL", key))
     yield from (("HSET", key, "n", 1), ("HDEL", key, "m"), ("PEXPIRE", key, 1000), ("DEL", key))
     yield from (("GET", key), ("SET", key, "v", "XX"))
+    if settings.redis_mode is RedisMode.CLUSTER:
+        yield from (("ROLE",), ("WAIT", 0, 0), ("EXISTS", key), ("ASKING",))
 
 
 def _example(pattern: str, name: str) -> str | None:
