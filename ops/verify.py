@@ -23,6 +23,7 @@ import redis_server
 import schema_check
 from config import Settings
 from database import BoundedConnection
+from ops import session
 from ops.ledger import Books, Ledger, read_ledger
 from redis_scripts import Keys
 from retry import describe
@@ -55,6 +56,11 @@ _NEWEST = sql.SQL(
 
 
 def main(settings: Settings, *, as_json: bool) -> int:
+    """Print what there is to say; the exit status."""
+    return session.run(lambda: _verify(settings, as_json=as_json))
+
+
+def _verify(settings: Settings, *, as_json: bool) -> int:
     checks: list[Check] = []
     ledger: Ledger | None = None
     try:

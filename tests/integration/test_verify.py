@@ -290,3 +290,18 @@ def test_no_secret_is_in_a_report_in_order(
     finally:
         with redis.Redis.from_url(with_password) as admin:
             admin.config_set("requirepass", "")
+
+
+def test_a_reader_that_has_seen_enough_meets_no_traceback() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "verify"],
+        env={**os.environ, "REDIS_URL": REDIS_AWAY, "DATABASE_URL": AWAY},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(theirs)
+    assert done.stderr == ""
