@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
 from dashboard_settings import DashboardSettings
@@ -143,10 +143,22 @@ class Settings(DashboardSettings, QuerySettings, EdgeSettings, _DatabaseSettings
         return self.database_direct_url.get_secret_value() if self.database_direct_url else None
 
 
+class _WithoutDatabase(Settings):
+    database_url: DatabaseAddress = Field(SecretStr("postgresql:///nowhere"), min_length=1)
+
+
 def load(**overrides: Any) -> Settings:
     """Read the environment. Raises `ConfigError` with one line for the first thing that is wrong."""
     try:
         return Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, Settings, overrides)) from None
+
+
+def load_without_database(**overrides: Any) -> Settings:
+    """As `load`, for what talks to Redis only: DATABASE_URL need not be set."""
+    try:
+        return _WithoutDatabase(**overrides)
     except ValidationError as error:
         raise ConfigError(_one_line(error, Settings, overrides)) from None
 

@@ -310,7 +310,8 @@ def carry_out(chosen: argparse.Namespace) -> int:
         return programs.bridge()
     if chosen.command == "simulate":
         return programs.simulate(chosen)
-    settings = config.load()
+    only_redis = chosen.command in ("lag", "dead-letters")
+    settings = config.load_without_database() if only_redis else config.load()
     log.configure(settings.log_level, settings.log_format)
     if chosen.command == "query":
         return programs.query(settings)
