@@ -229,6 +229,10 @@ def main(arguments: Sequence[str]) -> int:
         PAGE.write_text(renewed(page, known | fresh, of, taken), encoding="utf-8")
     if not chosen.rows:
         print(f"\n{head(fresh, of)}\n\n{table(fresh, of)}")
+        for line in lines:
+            if "megabytes" in line:
+                told = f"{line['megabytes']:,} MB at most, with {line['backlog']:,} entries unread"
+                print(f"\nmemory of the worker in {line['test'].rpartition('::')[2]}: {told}")
     if unplayed := [one.test for one in of if one.test not in known | fresh]:
         print(f"\nwithout figures: {', '.join(unplayed)}", file=sys.stderr)
     return status

@@ -157,9 +157,12 @@ def _fetch(data: Path) -> str:
     return shlex.quote(str(path))
 
 
-def test_the_tour_of_the_readme_goes_as_it_says_also_after_a_kill(data: Path) -> None:
+def test_the_tour_of_the_readme_goes_as_it_says_also_after_a_kill(
+    data: Path, request: pytest.FixtureRequest
+) -> None:
     tour = Tour(data)
     killed, address = tour.begin({})
+    request.addfinalizer(killed.kill)  # else it would go on where something is not as it should be
     environment, ready, row, poison, listed, lag, verify, check = tour.commands(0, address)
     assert '"ready": true' in tour.run(environment, ready)
     tour.run(environment, row)
@@ -174,6 +177,7 @@ def test_the_tour_of_the_readme_goes_as_it_says_also_after_a_kill(data: Path) ->
 
     assert tour.setting
     stopped, address = tour.begin({"MAX_FUTURE_SEC": tour.setting[1]})
+    request.addfinalizer(stopped.kill)
     environment, replay = tour.commands(1, address)
     assert "replayed 1 into 1 stream" in tour.run(environment, replay)
     database = Database(tour.run(environment, 'printf %s "$DATABASE_URL"'), timescale=False)
