@@ -341,6 +341,8 @@ def test_a_worker_works_through_pgbouncer_in_transaction_mode(
         )
         for name in ("one", "two", "three", "four", "five")  # more than it has connections to the server
     ]
+    for worker in workers:  # one that is not there yet meets nothing, and a signal ends it
+        worker.wait_for("worker_started", 60)
     database.rows(
         "insert into thresholds (id, device_pattern, sensor_pattern, kind, severity, value)"
         " values ('hot', '*', 'temperature', 'max', 'warning', 1500)"
@@ -432,6 +434,8 @@ def test_everything_follows_a_failover_with_two_hosts_in_database_url(
     stage = stage_of(database, redis_url)
     with stage.source() as source, serving(database, url) as query:
         workers = [stage.worker(name) for name in ("one", "two")]
+        for worker in workers:  # one that is not there yet meets nothing, and a signal ends it
+            worker.wait_for("worker_started", 60)
         wait_until(lambda: database.count() > 500, 60, "some progress")
         primary.kill()
         standby.promote()

@@ -195,6 +195,8 @@ def test_valkey_killed_and_restarted_from_its_append_only_file_costs_nothing(
 ) -> None:
     stage = stage_of(database, own_valkey.url)
     workers = [stage.worker(name) for name in ("one", "two")]
+    for worker in workers:  # one that is not there yet meets nothing, and a signal ends it
+        worker.wait_for("worker_started", 60)
     with stage.source() as source:
         for _ in range(3):
             before = source.acknowledged
