@@ -190,9 +190,18 @@ class Daemon:
         self.process.wait()
 
     def terminate(self, seconds: float = 30.0) -> int:
-        """SIGTERM; its exit status."""
+        """SIGTERM, once it catches that: a process that still loads would end with -15. Its exit status."""
+        wait_until(lambda: self.process.poll() is not None or self._catches(signal.SIGTERM), seconds)
         self.process.terminate()
         return self.process.wait(seconds)
+
+    def _catches(self, number: int) -> bool:
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except FileNotFoundError:
+            return False
+        caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), "0")
+        return bool(int(caught, 16) >> (number - 1) & 1)
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
