@@ -13,7 +13,7 @@ import structlog
 
 from lease import Lease, NameTaken
 from metrics import Stats
-from redis_scripts import FLAGS, Keys
+from redis_scripts import FLAGS, PAIRS, Keys
 from schema import Fate
 from scripting import Script
 
@@ -28,13 +28,9 @@ SHARE_OF_TIME = 0.01  # of this worker, and of Redis, at most
 # count what was added. Returns how many were not counted yet.
 _LOOK = (
     FLAGS
+    + PAIRS
     + """
 local ledger, group = KEYS[1], ARGV[1]
-local function pairs_of(flat)
-    local found = {}
-    for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
-    return found
-end
 local function mine(groups)
     for _, flat in ipairs(groups) do
         local found = pairs_of(flat)

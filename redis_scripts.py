@@ -16,6 +16,15 @@ from redis_client import chunks
 
 # The flag lets acknowledgements and dead letters through when Redis is out of memory: they are what
 # makes room again. `scripting.py` leaves it out for Redis 6.2.
+# Lua: what XINFO answers, name value…, as a table.
+PAIRS = """
+local function pairs_of(flat)
+    local found = {}
+    for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+    return found
+end
+"""
+
 FLAGS = "#!lua flags=allow-oom\n"
 
 # KEYS: ledger, dead-letter stream, then the streams. ARGV: group, then operations in a row:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import redis
 
 from redis_client import execute
-from redis_scripts import Keys
+from redis_scripts import PAIRS, Keys
 from scripting import Script
 from sharing import Sharing
 
@@ -47,12 +47,9 @@ class Backlog:
 # looked at, or is none any more, is unknown too, and one that is gone is nothing.
 # Returns pending, unread, unknown streams, deleted unread, and the age in milliseconds of the oldest entry
 # that is unread, by Redis's clock and the entry's ID.
-_SAMPLE = """
-local function pairs_of(flat)
-    local found = {}
-    for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
-    return found
-end
+_SAMPLE = (
+    PAIRS
+    + """
 local function mine(groups)
     for _, flat in ipairs(groups) do
         local group = pairs_of(flat)
@@ -88,6 +85,7 @@ for _, stream in ipairs(KEYS) do
 end
 return { pending, unread, unknown, deleted, now - oldest }
 """
+)
 
 
 class Sampler:

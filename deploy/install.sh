@@ -50,10 +50,12 @@ esac
     refuse "$python is missing or older than 3.11; install Python, or name one with --python"
 if [ -n "$packages" ]; then
     base=$("$python" -c 'import sys; print(sys.base_prefix)')
-    case $base/ in
-        /root/* | /home/* | /run/user/*) refuse "$python is in $base, which no service can see (ProtectHome=yes);" \
-            "name one outside of home folders with --python, such as /usr/bin/python3" ;;
-    esac
+    for hidden in root home run/user; do
+        case $base/ in
+            "/$hidden/"*) refuse "$python is in $base, which no service can see (ProtectHome=yes);" \
+                "name one outside of home folders with --python, such as /usr/bin/python3" ;;
+        esac
+    done
 fi
 [ -f "$here/main.py" ] && [ -f "$here/requirements/core.txt" ] || refuse "$here is no checkout of Sluice"
 if [ -n "$(ls -A "$root$prefix" 2>/dev/null)" ] && ! [ -f "$root$prefix/.sluice" ] &&

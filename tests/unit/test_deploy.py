@@ -309,7 +309,7 @@ def test_a_folder_with_something_of_others_in_it_is_left_alone(tmp_path: Path) -
 def test_a_python_that_no_service_can_see_is_refused(tmp_path: Path) -> None:
     """The units have ProtectHome=yes, and a virtual environment leads to the Python it was made with."""
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho /root/.pyenv/versions/3.12.1\n")
+    python.write_text("#!/bin/sh\necho /run/user/1000/python\n")
     python.chmod(0o755)
     done = subprocess.run(
         [str(DEPLOY / "install.sh"), "--python", str(python)],
@@ -320,7 +320,7 @@ def test_a_python_that_no_service_can_see_is_refused(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "is in /root/.pyenv/versions/3.12.1, which no service can see" in done.stderr
+    assert "is in /run/user/1000/python, which no service can see" in done.stderr
     assert not (tmp_path / "machine").exists()
     assert all(dict(unit(path)["Service"])["ProtectHome"] == "yes" for path in UNITS)
 
