@@ -14,8 +14,6 @@ import redis
 
 from redis_client import chunks
 
-# The flag lets acknowledgements and dead letters through when Redis is out of memory: they are what
-# makes room again. `scripting.py` leaves it out for Redis 6.2.
 # Lua: what XINFO answers, name value…, as a table.
 PAIRS = """
 local function pairs_of(flat)
@@ -25,6 +23,8 @@ local function pairs_of(flat)
 end
 """
 
+# The flag lets acknowledgements and dead letters through when Redis is out of memory: they are what
+# makes room again. `scripting.py` leaves it out for Redis 6.2.
 FLAGS = "#!lua flags=allow-oom\n"
 
 # KEYS: ledger, dead-letter stream, then the streams. ARGV: group, then operations in a row:
