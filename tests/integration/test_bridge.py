@@ -438,7 +438,9 @@ def test_a_full_queue_leaves_the_rest_to_the_broker(
     with capture_logs() as logs, bridging(options) as bridge:
         ready(bridge)
         hang_up(away)
-        publish(one_mosquitto, readings(50))
+        publish(one_mosquitto, readings(1))
+        wait_until(lambda: bridge.stats.errors)  # the first is in hand now: the queue gives no more room
+        publish(one_mosquitto, readings(49, first=1))
         wait_until(lambda: bridge.stats.messages_received > 7)
         assert bridge.health_check()["waiting"] == 5
         assert bridge.stats.messages_acknowledged == 0
