@@ -15,7 +15,10 @@ install_pinned dev.txt
 if [ $# -eq 0 ]; then
     .venv/bin/ruff check .
     .venv/bin/ruff format --check .
-    .venv/bin/mypy
+    .venv/bin/mypy & types=$!
+    # Meanwhile: pytest compiles each test once, which all its processes would do beside each other.
+    found=$(.venv/bin/python -m pytest --collect-only -qq 2>&1) || { wait; printf '%s\n' "$found"; exit 1; }
+    wait "$types"
     usual=$(.venv/bin/python -c 'import os; print(min(8, (os.cpu_count() or 1) + 2))')
     set -- -n "${SLUICE_TESTS_WORKERS:-$usual}" --dist loadgroup --no-loadscope-reorder
 fi

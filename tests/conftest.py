@@ -30,9 +30,9 @@ from ops import migrate
 from standalone.servers import Postgres, Valkey
 from tests.broker import KINDS, Broker, Mosquitto, Recorder, missing, needed, recording, running
 from tests.faults import Proxy, proxy_to
-from tests.forge import Forge, forging
+from tests.forge import Forge, daemons, forging
 from tests.scenarios import pytest_generate_tests, pytest_pyfunc_call, stage_of  # noqa: F401  used by pytest
-from tests.support import Daemon, Database, daemons, started, wait_until
+from tests.support import Daemon, Database, started, wait_until
 
 # How long an example takes on a busy machine is no finding.
 hypothesis.settings.register_profile(
@@ -257,15 +257,15 @@ def empty_database(admin_url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def forge() -> Iterator[Forge]:
-    """Starts workers in a tenth of a second: for scenarios that need many."""
+    """Starts programs in a tenth of a second."""
     with forging() as found:
         yield found
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Starts `python main.py`; whatever still runs at the end is stopped."""
-    with daemons(tmp_path) as start:
+def daemon(forge: Forge, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts workers; whatever still runs at the end is stopped."""
+    with daemons(forge, tmp_path) as start:
         yield start
 
 

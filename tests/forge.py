@@ -1,7 +1,7 @@
-"""Workers by fork from a process that has everything imported: a start costs a tenth of a second.
+"""Programs by fork from a process that has everything imported: a start costs a tenth of a second.
 
-They run `main.main([])`, as `python main.py` does, each with an environment and a log of its own. Nothing
-of what they share has been used before the fork.
+They run `main.main(words)`, as `python main.py` does, each with an environment and a log of its own.
+Nothing of what they share has been used before the fork.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
-from tests.support import ROOT, Daemon, clean_environment
+from tests.support import ROOT, Daemon, Database, clean_environment, worker_environment
 
 
 class Forge:
-    """Starts workers. `close` kills those that still run."""
+    """Starts programs. `close` kills those that still run."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -37,17 +37,22 @@ class Forge:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._lock = threading.Lock()
 
-    def start(self, environment: dict[str, str], log: Path, *, naive: bool = False) -> Forged:
+    def start(self, environment: dict[str, str], log: Path, *words: str, naive: bool = False) -> Forged:
+        """`python main.py` with these words, or the naive worker; what it says goes to `log`."""
         log.touch()
-        return Forged(self, self.ask({"environment": environment, "log": str(log), "naive": naive}), log)
+        settings = {**clean_environment(), **environment}
+        question = {"environment": settings, "log": str(log), "words": words, "naive": naive}
+        return Forged(self, self.ask(question), log)
 
     def ask(self, question: dict[str, Any]) -> int:
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with self._lock:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
 
     def close(self) -> None:
         self._process.communicate(timeout=30)
@@ -69,7 +74,7 @@ class Child:
     def wait(self, timeout: float | None = None) -> int:
         if self._status is None:
             if not self._ended(timeout):
-                raise subprocess.TimeoutExpired("a forged worker", timeout or 0)
+                raise subprocess.TimeoutExpired("a forged program", timeout or 0)
             with self._lock:
                 self._status = self._forge.ask({"reap": self.pid})
                 os.close(self._pidfd)
@@ -97,7 +102,7 @@ class Child:
 
 
 class Forged(Daemon):
-    """A worker that came from a forge."""
+    """A program that came from a forge."""
 
     def __init__(self, forge: Forge, pid: int, log: Path) -> None:
         self.log = log
@@ -112,6 +117,26 @@ def forging() -> Iterator[Forge]:
         yield forge
     finally:
         forge.close()
+
+
+@contextlib.contextmanager
+def daemons(forge: Forge, log_folder: Path) -> Iterator[Callable[..., Daemon]]:
+    """A function that starts workers, each stopped by its id at the end, come what may."""
+    started: list[Daemon] = []
+
+    def start(database: Database, redis_url: str, *, naive: bool = False, **settings: object) -> Daemon:
+        environment = worker_environment(database, redis_url, **settings)
+        log = log_folder / f"daemon-{len(started)}.log"
+        started.append(forge.start(environment, log, naive=naive))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for daemon in started:
+            if daemon.process.poll() is None:
+                daemon.thaw()
+                daemon.kill()
 
 
 def _serve() -> None:
@@ -136,7 +161,7 @@ def _serve() -> None:
                     vars(main).update(time=_Time(Path(offset)), datetime=_Datetime(Path(offset)))
                 code = 70  # as of a process that an exception ends; its traceback is in the log
                 try:
-                    code = naive.main() if question["naive"] else main.main([])
+                    code = naive.main() if question["naive"] else main.main(question["words"])
                 finally:
                     if sys.exc_info()[0]:
                         traceback.print_exc()
@@ -174,6 +199,7 @@ class _Datetime:
 
 
 def _become(environment: dict[str, str], log: Path) -> None:
+    os.environ.clear()
     os.environ.update(environment)
     nothing = os.open(os.devnull, os.O_RDONLY)
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -17,11 +17,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
 import psycopg
@@ -30,19 +28,16 @@ import redis
 
 import redis_client
 from redis_servers import RedisServers
-from tests.forge import Forge
+from tests.forge import Forge, daemons
 from tests.setups import settings_of
 from tests.source import BEGIN, Source
 from tests.support import (
-    ROOT,
     Daemon,
     Database,
     add,
     books,
-    daemons,
     everything_settled,
     wait_until,
-    worker_environment,
 )
 
 NOTHING_LOST = "nothing lost, nothing twice"
@@ -86,10 +81,8 @@ class Stage:
         redis_url: RedisServers | str,
         *,
         naive: bool,
-        folder: Path,
-        forge: Forge | None = None,
     ) -> None:
-        """`redis_url`: one server, or the servers of another set-up."""
+        """`start`: as `daemons` gives it. `redis_url`: one server, or the servers of another set-up."""
         self.database = database
         self._servers = redis_url
         self.redis_url = redis_url if isinstance(redis_url, str) else redis_url.url
@@ -98,12 +91,7 @@ class Stage:
         self.naive_patience_sec = NAIVE_PATIENCE_SEC
         self.client = redis_client.connect(redis_url, timeout_sec=30)
         self._start = start
-        self._folder = folder
-        self._forge = forge
-        self._started = 0
         self._sources: list[Source] = []
-        self._naive: list[NaiveDaemon] = []
-        self._forged: list[Daemon] = []
         self.report: list[dict[str, object]] = []
         self.lost_elsewhere: set[int] = set()  # Redis has lost them: they may be stored or not, but once
         if naive:
@@ -122,20 +110,10 @@ class Stage:
         `redis_url`, `database`: by another way than the stage's own, say a proxy.
         """
         url, database = redis_url or self.redis_url, database or self.database
-        if self._forge:
-            self._started += 1
-            environment = worker_environment(database, url, consumer_name=name, **settings)
-            environment["PGAPPNAME"] = name  # of a naive one; Sluice gives its own
-            log = self._folder / f"forged-{self._started}.log"
-            self._forged.append(self._forge.start(environment, log, naive=self.naive))
-            return self._forged[-1]
-        if not self.naive:
-            if not redis_url and not isinstance(self._servers, str):
-                settings = settings_of(self._servers) | self._as_user | settings
-            return self._start(database, url, consumer_name=name, **settings)
-        mode = {} if redis_url or isinstance(self._servers, str) else settings_of(self._servers)
-        self._naive.append(NaiveDaemon(database, url, name, self._folder, mode))
-        return self._naive[-1]
+        if not redis_url and not isinstance(self._servers, str):
+            settings = settings_of(self._servers) | self._as_user | settings
+        settings["pgappname"] = name  # of a naive one; Sluice gives its own
+        return self._start(database, url, naive=self.naive, consumer_name=name, **settings)
 
     @contextlib.contextmanager
     def in_hand(self, name: str) -> Iterator[None]:
@@ -235,10 +213,6 @@ class Stage:
         return True
 
     def close(self) -> None:
-        for worker in [*self._naive, *self._forged]:
-            if worker.process.poll() is None:
-                worker.thaw()
-                worker.kill()
         self.client.close()
 
     def compare(self, wanted: set[int]) -> tuple[int, int, int]:
@@ -278,44 +252,17 @@ class Stage:
         pytest.fail("the naive worker survives this scenario, which therefore proves nothing")
 
 
-class NaiveDaemon(Daemon):
-    """The naive worker as a process."""
-
-    def __init__(
-        self, database: Database, redis_url: str, name: str, folder: Path, mode: Mapping[str, object]
-    ) -> None:
-        """`mode`: what says that Redis is no single server."""
-        self.log = folder / f"naive-{name}-{time.monotonic_ns()}.log"
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.naive"],
-                env={
-                    **os.environ,
-                    "REDIS_URL": redis_url,
-                    "DATABASE_URL": database.url,
-                    "CONSUMER_NAME": name,
-                    "PGAPPNAME": name,
-                    **{name.upper(): str(value) for name, value in mode.items()},
-                },
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
-
-
 StageOf = Callable[..., Stage]
 
 
 @pytest.fixture
-def stage_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StageOf]:
-    """Makes the stage of a scenario, once its servers are there. `forge`: where its workers come from."""
+def stage_of(request: pytest.FixtureRequest, forge: Forge, tmp_path: Path) -> Iterator[StageOf]:
+    """Makes the stage of a scenario, once its servers are there."""
     made: list[Stage] = []
-    with daemons(tmp_path) as start:
+    with daemons(forge, tmp_path) as start:
 
-        def make(database: Database, redis_url: RedisServers | str, forge: Forge | None = None) -> Stage:
-            naive = request.param == "naive"
-            made.append(Stage(start, database, redis_url, naive=naive, folder=tmp_path, forge=forge))
+        def make(database: Database, redis_url: RedisServers | str) -> Stage:
+            made.append(Stage(start, database, redis_url, naive=request.param == "naive"))
             return made[-1]
 
         request.node.stash[_STAGES] = made

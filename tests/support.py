@@ -210,6 +210,18 @@ class Daemon:
         self.process.send_signal(signal.SIGCONT)
 
 
+@contextlib.contextmanager
+def program(environment: dict[str, str], log: Path, *command: str) -> Iterator[Daemon]:
+    """`python main.py` as a process of its own, killed at the end where it still runs."""
+    daemon = Daemon(environment, log, *command)
+    try:
+        yield daemon
+    finally:
+        if daemon.process.poll() is None:
+            daemon.thaw()
+            daemon.kill()
+
+
 def clean_environment() -> dict[str, str]:
     """This process's environment without what configures Sluice."""
     return {name: value for name, value in os.environ.items() if name not in _OURS}
@@ -228,23 +240,3 @@ def worker_environment(database: Database, redis_url: str, **settings: object) -
         "STREAM_RETENTION_SEC": "0",
         **{name.upper(): str(value) for name, value in settings.items()},
     }
-
-
-@contextlib.contextmanager
-def daemons(log_folder: Path) -> Iterator[Callable[..., Daemon]]:
-    """A function that starts daemons, each stopped by its id at the end, come what may."""
-    started: list[Daemon] = []
-
-    def start(database: Database, redis_url: str, **settings: object) -> Daemon:
-        environment = worker_environment(database, redis_url, **settings)
-        daemon = Daemon(environment, log_folder / f"daemon-{len(started)}.log")
-        started.append(daemon)
-        return daemon
-
-    try:
-        yield start
-    finally:
-        for daemon in started:
-            if daemon.process.poll() is None:
-                daemon.thaw()
-                daemon.kill()

@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.faults import Proxy, proxy_to
 from tests.scenarios import StageOf, fault
 from tests.source import BEGIN
-from tests.support import Daemon, Database, books, is_long, wait_until
+from tests.support import Daemon, Database, books, is_long, program, wait_until, worker_environment
 
 STREAMS = 50
 ROW_BYTES = 90  # of a reading in COPY, about
@@ -100,15 +100,20 @@ def produce(client: redis.Redis, load: Load) -> None:
 )
 @pytest.mark.timeout(900)
 def test_a_slow_database_makes_workers_read_less_in_flat_memory_and_loses_nothing(
-    stage_of: StageOf, database: Database, client: redis.Redis, redis_url: str, proxy: Proxy
+    stage_of: StageOf,
+    database: Database,
+    client: redis.Redis,
+    redis_url: str,
+    proxy: Proxy,
+    tmp_path: Path,
 ) -> None:
     stage = stage_of(database, redis_url)
     found = conninfo_to_dict(database.url)
     login = ":".join(filter(None, (str(found.get("user", "postgres")), str(found.get("password") or ""))))
     address = f"postgresql://{login}@127.0.0.1:{proxy.port}/{found['dbname']}?sslmode=disable"
-    worker = stage.worker("one", database=replace(database, url=address))
-    worker.wait_for("worker_started")
-    with Memory(worker) as memory:
+    environment = worker_environment(replace(database, url=address), redis_url, consumer_name="one")
+    with program(environment, tmp_path / "worker.log") as worker, Memory(worker) as memory:
+        worker.wait_for("worker_started")
         proxy.most_per_sec = LOAD.rows_per_sec * ROW_BYTES
         began = time.monotonic()
         produce(client, LOAD)
@@ -120,7 +125,7 @@ def test_a_slow_database_makes_workers_read_less_in_flat_memory_and_loses_nothin
         proxy.most_per_sec = float("inf")
         wait_until(lambda: database.count() == LOAD.entries, 600, "the end of the backlog")
         ended = time.monotonic()
-    stage.accounted(LOAD.entries)
+        stage.accounted(LOAD.entries)
     halves = memory.most(began, (began + lifted) / 2), memory.most((began + lifted) / 2, lifted)
     recovery = memory.most(lifted, ended)
     print(

@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 
 from standalone.mqtt_broker import free_port
 from tests.broker import Broker, end, running
+from tests.forge import Forge
 from tests.support import Daemon, Database, is_needed, wait_until
 from tests.writing import Rig, batch_of, reading, rig
 
@@ -59,7 +60,10 @@ def browser() -> Iterator[Browser]:
 class Chain:
     """A dashboard; with `feed`, bridge and worker behind one broker, and a sensor."""
 
-    def __init__(self, folder: Path, database: Database, redis_url: str, broker: Broker) -> None:
+    def __init__(
+        self, forge: Forge, folder: Path, database: Database, redis_url: str, broker: Broker
+    ) -> None:
+        self._forge = forge
         self._folder = folder
         self._broker = broker
         self._sensor: paho.Client | None = None
@@ -79,7 +83,7 @@ class Chain:
 
     def start(self, command: str, **settings: str) -> Daemon:
         name = f"{command}-{len(self.daemons)}.log"
-        daemon = Daemon({**self._environment, **settings}, self._folder / name, command)
+        daemon = self._forge.start({**self._environment, **settings}, self._folder / name, command)
         self.daemons.append(daemon)
         return daemon
 
@@ -117,9 +121,11 @@ def one_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def bare(tmp_path: Path, database: Database, redis_url: str, one_broker: Broker) -> Iterator[Chain]:
+def bare(
+    forge: Forge, tmp_path: Path, database: Database, redis_url: str, one_broker: Broker
+) -> Iterator[Chain]:
     """A chain of which nothing runs yet."""
-    made = Chain(tmp_path, database, redis_url, one_broker)
+    made = Chain(forge, tmp_path, database, redis_url, one_broker)
     try:
         yield made
     finally:

@@ -12,7 +12,6 @@ import psycopg
 
 import redis_client
 from standalone.servers import Postgres, Valkey
-from tests.forge import Forge
 from tests.scenarios import Stage, StageOf, fault
 from tests.support import Daemon, Database, books, is_long, wait_until
 
@@ -98,9 +97,9 @@ def _frozen_with_a_batch(stage: Stage, name: str, entries: int) -> Daemon:
 
 @fault("workers killed at random", how="ten of them started, killed, stopped, frozen, by a printed seed")
 def test_ten_workers_started_and_killed_at_random_lose_and_double_nothing(
-    stage_of: StageOf, database: Database, redis_url: str, forge: Forge, tmp_path: Path
+    stage_of: StageOf, database: Database, redis_url: str, tmp_path: Path
 ) -> None:
-    stage = stage_of(database, redis_url, forge)
+    stage = stage_of(database, redis_url)
     seed = int(os.environ.get("SLUICE_SEED") or random.randrange(10**6))
     print(f"SLUICE_SEED={seed}")
     chance = random.Random(seed)
@@ -136,7 +135,7 @@ def test_ten_workers_started_and_killed_at_random_lose_and_double_nothing(
                 worker.kill()
     start("last")
     stage.accounted(source.acknowledged, seconds=180, faults=deaths + len(workers))
-    assert not [log.name for log in tmp_path.glob("forged-*.log") if "Traceback" in log.read_text()]
+    assert not [log.name for log in tmp_path.glob("daemon-*.log") if "Traceback" in log.read_text()]
 
 
 @fault(
@@ -145,9 +144,9 @@ def test_ten_workers_started_and_killed_at_random_lose_and_double_nothing(
     promise="goes on, dead-letters nothing, drops nothing",
 )
 def test_a_clock_that_is_set_back_and_forth_costs_nothing(
-    stage_of: StageOf, database: Database, redis_url: str, forge: Forge, tmp_path: Path
+    stage_of: StageOf, database: Database, redis_url: str, tmp_path: Path
 ) -> None:
-    stage = stage_of(database, redis_url, forge)
+    stage = stage_of(database, redis_url)
     offset = tmp_path / "offset"
     offset.write_text("0")
     worker = stage.worker("one", tests_clock_offset=offset, stream_retention_sec=3600)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.forge import Forge, daemons
 from tests.scenarios import NaiveFell, Stage
-from tests.support import Database, daemons, wait_until
+from tests.support import Database, wait_until
 
 
 @pytest.fixture
-def naive(database: Database, redis_url: str, tmp_path: Path) -> Stage:
-    with daemons(tmp_path) as start:
-        return Stage(start, database, redis_url, naive=True, folder=tmp_path)
+def naive(forge: Forge, database: Database, redis_url: str, tmp_path: Path) -> Iterator[Stage]:
+    with daemons(forge, tmp_path) as start:
+        yield Stage(start, database, redis_url, naive=True)
 
 
 def test_the_naive_worker_accounts_for_everything_where_nothing_happens(naive: Stage) -> None:
