@@ -1,7 +1,7 @@
 """Settings: the only reader of the environment.
 
 Every setting comes from an environment variable of the same name in capitals, or from `.env`. A secret
-may be given as `NAME_FILE`, the path of a file that holds it. A wrong value is refused with one line
+may be given as `NAME_FILE`, the path of a file that holds it. Wrong values are refused, each with a line
 that names the variable, what it got and what it takes.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings
@@ -20,6 +21,9 @@ from query_settings import QuerySettings
 from setting_sources import SECRETS, origins
 from setting_sources import ConfigError as ConfigError
 from setting_types import AnyCaseUnknownSeries, DatabaseAddress, TableName, UnknownSeries
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def _default_consumer_name() -> str:
@@ -148,11 +152,11 @@ class _WithoutDatabase(Settings):
 
 
 def load(**overrides: Any) -> Settings:
-    """Read the environment. Raises `ConfigError` with one line for the first thing that is wrong."""
+    """Read the environment. Raises `ConfigError` with a sentence for each setting that is wrong."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, Settings, overrides)) from None
+        raise ConfigError(*_sentences(error, Settings, overrides)) from None
 
 
 def load_without_database(**overrides: Any) -> Settings:
@@ -160,7 +164,7 @@ def load_without_database(**overrides: Any) -> Settings:
     try:
         return _WithoutDatabase(**overrides)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, Settings, overrides)) from None
+        raise ConfigError(*_sentences(error, Settings, overrides)) from None
 
 
 def load_edge(**overrides: Any) -> EdgeSettings:
@@ -168,21 +172,33 @@ def load_edge(**overrides: Any) -> EdgeSettings:
     try:
         return EdgeSettings(**overrides)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, EdgeSettings, overrides)) from None
+        raise ConfigError(*_sentences(error, EdgeSettings, overrides)) from None
 
 
-def _one_line(error: ValidationError, kind: type[BaseSettings], overrides: dict[str, Any]) -> str:
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not first["loc"]:
+def _sentences(
+    error: ValidationError, kind: type[BaseSettings], overrides: dict[str, Any]
+) -> Iterator[str]:
+    """One for each setting, in the order of the reference."""
+    whence = origins(kind) | dict.fromkeys(overrides, "default")
+    told: set[object] = set()
+    for wrong in error.errors(include_url=False):
+        place = wrong["loc"][0] if wrong["loc"] else None
+        if place is None or place not in told:
+            told.add(place)
+            yield _sentence(wrong, whence)
+
+
+def _sentence(wrong: ErrorDetails, whence: Mapping[str, str]) -> str:
+    message = wrong["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not wrong["loc"]:
         return message
-    name = str(first["loc"][0])
+    name = str(wrong["loc"][0])
     takes = Settings.model_fields[name].description
-    if first["type"] == "missing":
+    if wrong["type"] == "missing":
         return f"{name.upper()} is not set; it takes {takes}"
-    got = "a value that is kept secret" if name in SECRETS else repr(first["input"])
+    got = "a value that is kept secret" if name in SECRETS else repr(wrong["input"])
     hint = "" if takes and takes in message else f" ({takes})"
-    origin = "default" if name in overrides else origins(kind).get(name)
+    origin = whence.get(name)
     if origin not in ("default", "environment", None):  # not where one looks first
         got += f" (from {origin})"
     return f"{name.upper()} is {got}; it takes {message[0].lower()}{message[1:]}{hint}"

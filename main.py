@@ -337,7 +337,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return carry_out(chosen)
     except ConfigError as error:
-        print(f"sluice: {error}", file=sys.stderr)
+        print(error.told("sluice"), file=sys.stderr)
         return 2
     except SchemaMismatch as error:
         print(f"sluice: {error}", file=sys.stderr)

@@ -33,7 +33,14 @@ SECRETS = (
 
 
 class ConfigError(Exception):
-    """A setting that cannot be used. The message is complete: variable, value, remedy."""
+    """Settings that cannot be used: a sentence for each, complete with variable, value and remedy."""
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
+
+    def told(self, program: str) -> str:
+        """A line for each sentence, as `program` says it."""
+        return "\n".join(f"{program}: {sentence}" for sentence in self.args)
 
 
 class SecretFiles(PydanticBaseSettingsSource):

@@ -25,7 +25,7 @@ beside the program or in the folder it is started in; else it has its default. A
 it is not set. Times are in seconds, sizes in bytes, unless the name says otherwise.
 
 `python main.py config` shows what is in force and where it comes from, `--changed` only what is not the
-default; `python main.py check` tries it out. A wrong value is refused at start, with one line that names
+default; `python main.py check` tries it out. Wrong values are refused at start, each with a line that names
 the variable, what it got and what it takes.
 
 Secrets, each also as `NAME_FILE`: {secrets}. They are never shown and never logged.

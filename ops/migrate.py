@@ -183,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = config.load()
         COMMANDS[name][1](settings, *rest)
     except ConfigError as error:
-        print(f"migrate: {error}", file=sys.stderr)
+        print(error.told("migrate"), file=sys.stderr)
         return 2
     except (CommandError, SchemaMismatch) as error:
         print(f"migrate: {error}", file=sys.stderr)

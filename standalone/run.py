@@ -303,7 +303,7 @@ def main(given: Sequence[str]) -> int:
     try:
         return Standalone(chosen, screen.console()).run()
     except ConfigError as error:
-        print(f"run-standalone: {error}", file=sys.stderr)
+        print(error.told("run-standalone"), file=sys.stderr)
         return 2
     except (Trouble, ServerMissing, ServerFailed) as error:
         print(f"run-standalone: {error}", file=sys.stderr)

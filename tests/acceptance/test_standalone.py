@@ -70,21 +70,9 @@ def stored(output: str) -> int:
     return int(summary[2].replace(",", ""))
 
 
-def test_all_is_accounted_for_and_nothing_is_left_running(data: Path) -> None:
-    status, output = run(data, "--for", "2")
-    assert status == 0, output
-    assert stored(output) > 0
-    told = re.search(r"([\d,]+) messages accepted by the broker, ([\d,]+) entries in the streams", output)
-    assert told, output
-    assert told[1] == told[2]
-    assert f"{told[2]} entries read = " in output
-    assert re.search(r"the dashboard: http://127\.0\.0\.1:\d+/", output)
-    assert re.search(r"the query service: 127\.0\.0\.1:\d+ \(gRPC\)", output)
-    assert "0 pending" in output
-    assert processes_of(data) == []
-
-
-def test_two_copies_run_side_by_side_but_not_in_one_folder(data: Path, server_folder: Path) -> None:
+def test_two_copies_run_side_by_side_but_not_in_one_folder_and_each_accounts_for_all_that_it_took(
+    data: Path, server_folder: Path
+) -> None:
     other = server_folder / f"{data.name} other"
     killed, stopped = (start(folder) for folder in (data, other))
 
@@ -99,6 +87,14 @@ def test_two_copies_run_side_by_side_but_not_in_one_folder(data: Path, server_fo
     stopped.send_signal(signal.SIGTERM)
     output, _ = stopped.communicate(timeout=180)
     assert (stopped.returncode, stored(output) > 0) == (0, True), output
+    told = re.search(r"([\d,]+) messages accepted by the broker, ([\d,]+) entries in the streams", output)
+    assert told, output
+    assert told[1] == told[2]
+    assert f"{told[2]} entries read = " in output
+    assert re.search(r"the dashboard: http://127\.0\.0\.1:\d+/", output)
+    assert re.search(r"the query service: 127\.0\.0\.1:\d+ \(gRPC\)", output)
+    assert "0 pending" in output
+    assert processes_of(other) == []
     killed.kill()
     killed.communicate()
     wait_until(lambda: processes_of(data) == [], 60, "the end of its servers and children")

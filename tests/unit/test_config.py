@@ -320,6 +320,24 @@ def test_a_wrong_value_says_which_file_it_is_from(monkeypatch: pytest.MonkeyPatc
         config.load()
 
 
+def test_all_wrong_settings_are_told_at_once_each_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"BATCH_SIZE": "none", "REDIS_PORT": "hunter", "LOG_LEVEL": "loud"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    with pytest.raises(ConfigError) as found:
+        config.load()
+    lines = found.value.told("sluice").splitlines()
+    begins = (
+        "DATABASE_URL is not set;",
+        "REDIS_PORT is 'hunter';",
+        "LOG_LEVEL is 'loud';",
+        "BATCH_SIZE is 'none';",
+    )
+    for line, begin in zip(lines, begins, strict=True):
+        assert line.startswith(f"sluice: {begin} it takes ")
+    assert str(found.value) == "; ".join(line.removeprefix("sluice: ") for line in lines)
+
+
 def test_no_secret_shows_in_the_representation_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REDIS_PASSWORD", "REDIS_USERNAME", "MQTT_PASSWORD", "MQTT_USERNAME", "QUERY_TOKEN"):
         monkeypatch.setenv(name, "hunter2-hunter2-hunter2")
