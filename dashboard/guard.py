@@ -91,7 +91,7 @@ class Guard:
             return _told(scope, 421, "this server is not called so; see DASHBOARD_ALLOWED_HOSTS")
         changes = scope["type"] == "websocket" or scope["method"] not in _SAFE
         origin = headers.get("origin")
-        if changes and origin is not None and urlsplit(origin.lower()).netloc != host:
+        if changes and origin is not None and _site(origin) != host:
             return _told(scope, 403, "the request comes from a page of another site")
         if self._access.open or str(scope["path"]).startswith(_FREE) or session_left > 0:
             return None
@@ -112,6 +112,14 @@ def _told(scope: Scope, status: int, sentence: str) -> Response:
     if scope["type"] == "http" and str(scope["path"]).startswith("/api/"):
         return JSONResponse({"error": sentence}, status)
     return PlainTextResponse(f"{sentence}\n", status)
+
+
+def _site(origin: str) -> str | None:
+    """Host and port of an origin; None where it has none, or is no address at all."""
+    try:
+        return urlsplit(origin.lower()).netloc or None
+    except ValueError:
+        return None
 
 
 def _cookie(headers: Headers, name: str) -> str:

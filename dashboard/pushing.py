@@ -107,8 +107,8 @@ async def _send(socket: WebSocket, text: str) -> None:
 
 async def _read(socket: WebSocket) -> None:
     """A page has nothing to say; what comes is thrown away, until it hangs up."""
-    while True:
-        await socket.receive_text()
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
 
 
 async def _refuse(socket: WebSocket, sentence: str, code: int) -> None:

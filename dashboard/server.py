@@ -25,6 +25,7 @@ from dashboard.charts import Charts
 from dashboard.guard import LOOPBACK, Guard
 from dashboard.hub import Hub
 from dashboard.options import DashboardOptions
+from dashboard.patience import MOST_HEAD, Patient
 from dashboard.pipeline import Gauge
 from dashboard.pushing import SLOW_SEC, Pushing
 from dashboard.routes import Routes
@@ -188,6 +189,8 @@ class DashboardServer:
             access_log=False,
             lifespan="off",
             loop="asyncio",
+            http=Patient,
+            h11_max_incomplete_event_size=MOST_HEAD,
             # This one waits for a browser that takes nothing, instead of keeping everything for it.
             ws="websockets-sansio",
             ws_max_size=_MOST_MESSAGE,

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from config import ConfigError
-from dashboard import watching
+from dashboard import patience, routes, watching
 from dashboard.access import FREE_TRIES
 from dashboard.hub import MOST_QUEUED, Client, Hub, Outbox
 from dashboard.server import DashboardServer
@@ -41,6 +41,7 @@ PASSWORD = "correct horse battery"
 TOKEN = "0123456789abcdef"
 KITCHEN = "?series=kitchen/temperature"
 TEN_MINUTES_US = 600_000_000
+MOST_CONNECTIONS = 120  # with ten clients
 
 
 def now(number: int, value: float | None = None, **changes: Any) -> Reading:
@@ -237,6 +238,26 @@ def test_a_browser_that_takes_nothing_holds_up_nobody_and_keeps_no_more_than_its
 
 
 @contextmanager
+def asking(page: Page, beginning: bytes) -> Iterator[socket.socket]:
+    """A connection on which so much was said."""
+    with socket.create_connection(("127.0.0.1", page.server.port or 0), timeout=20) as made:
+        made.sendall(beginning)
+        yield made
+
+
+def is_over(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        while connection.recv(65_536):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
 def frozen_browser(page: Page, query: str) -> Iterator[None]:
     """A WebSocket whose other end never reads."""
     with socket.socket() as frozen:
@@ -385,11 +406,49 @@ def test_who_sends_more_than_a_page_has_to_say_is_cut_off(page: Page) -> None:
     assert page.http.get("/healthz").status_code == 200
 
 
+def test_what_a_page_says_is_thrown_away_whatever_it_is(page: Page) -> None:
+    found = page.socket()
+    found.wait_for("history")
+    with capture_logs() as logs:
+        found.connection.send(b"\0\xff")
+        found.connection.send("text")
+        page.http.get("/healthz")
+        assert found.connection.ping().wait(10)
+    assert found.closed is None
+    assert not [one for one in logs if one["event"] == "request_crashed"]
+
+
+def test_a_head_without_end_is_cut_off(page: Page) -> None:
+    for beginning in (b"GET /login HTTP/1.1\r\nHost: localhost\r\nX: ", b"GET /"):
+        with asking(page, beginning) as endless, pytest.raises((ConnectionResetError, BrokenPipeError)):
+            endless.sendall(20_000_000 * b"x")
+    assert page.http.get("/healthz").status_code == 200
+
+
+def test_who_asks_nothing_keeps_no_place_from_others(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as held:
+        idle = [held.enter_context(asking(page, b"GET / HT")) for _ in range(MOST_CONNECTIONS + 10)]
+        assert page.http.get("/healthz").status_code == 200
+        wait_until(lambda: is_over(idle[0]), what="the end of the one that waited longest")
+        assert not is_over(idle[-1])
+    monkeypatch.setattr(patience, "ASK_SEC", 0.5)
+    answered = f"GET /healthz HTTP/1.1\r\nHost: {page.address}\r\n\r\nGET".encode()
+    for beginning in (b"", answered):
+        with asking(page, beginning) as slow:
+
+            def over(slow: socket.socket = slow) -> bool:
+                with suppress(OSError):
+                    slow.sendall(b"x")  # a byte now and then buys no time
+                return is_over(slow)
+
+            wait_until(over, what="the end of who never comes to the point")
+
+
 def test_a_page_of_another_site_gets_nothing(page: Page) -> None:
     own = {"origin": f"http://{page.address}"}
     with connect(f"ws://{page.address}/ws", additional_headers=own) as socket_:
         assert json.loads(socket_.recv(10))["type"] == "history"
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://[", "//[::1"):
         with pytest.raises(InvalidStatus) as caught:
             connect(f"ws://{page.address}/ws", additional_headers={"origin": origin})
         assert caught.value.response.status_code == 403
@@ -464,6 +523,28 @@ def test_guessing_is_slowed_and_the_right_password_waits_too(database: Database)
         assert "too many wrong passwords; try again in" in late.json()["error"]
         assert int(late.headers["retry-after"]) >= 1
         wait_until(lambda: guess(PASSWORD).status_code == 200, what="a login after the pause")
+
+
+def test_of_guesses_that_come_at_once_no_more_are_judged_than_one_by_one(database: Database) -> None:
+    with showing(database, password=PASSWORD) as page, ExitStack() as held:
+        body = b"password=wrong"
+        head = f"POST /login HTTP/1.1\r\nHost: {page.address}\r\nContent-Length: {len(body)}\r\n\r\n"
+        guessing = [held.enter_context(asking(page, head.encode() + body[:-1])) for _ in range(30)]
+        page.http.get("/healthz")  # which comes after them
+        for one in guessing:
+            one.sendall(body[-1:])
+        statuses = sorted(one.recv(12)[-3:] for one in guessing)
+        assert statuses == [b"401"] * FREE_TRIES + [b"429"] * (30 - FREE_TRIES)
+
+
+def test_a_password_that_never_comes_is_not_waited_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_BODY_SEC", 0.2)
+    with showing(database, password=PASSWORD) as page:
+        head = f"POST /login HTTP/1.1\r\nHost: {page.address}\r\nContent-Length: 30\r\n\r\npass"
+        with asking(page, head.encode()) as slow:
+            assert slow.recv(12) == b"HTTP/1.1 408"
 
 
 def test_no_password_is_looked_for_in_a_body_without_end(database: Database) -> None:
