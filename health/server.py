@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
@@ -24,6 +25,7 @@ from signs import OK, Signs
 MOST_AT_ONCE = 8
 READ_SEC = 2.0
 MOST_BYTES = 8192
+_ROOM_SEC = 1.0  # in which a connection that was ended leaves its place
 _JSON = "application/json"
 
 
@@ -100,13 +102,19 @@ class _Server(TCPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.pages = pages
         self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
+        self._lock = threading.Lock()
+        self._silent: dict[socket.socket, None] = {}  # whose request is not there, the longest first
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of its own, where there is a place; else the connection is closed unread."""
-        if not self._places.acquire(blocking=False):
+        """In a thread of its own, where there is a place or who asks nothing makes one; else the connection
+        is closed unread.
+        """
+        if not self._places.acquire(blocking=False) and not self._make_room():
             self.shutdown_request(request)
             return
+        with self._lock:
+            self._silent[request] = None
         threading.Thread(target=self._answer, args=(request, client_address), daemon=True).start()
 
     def _answer(self, request: Any, client_address: Any) -> None:
@@ -115,8 +123,25 @@ class _Server(TCPServer):
         except OSError:
             pass  # the peer is gone, or too slow: there is nobody to tell
         finally:
+            self.has_asked(request)
             self.shutdown_request(request)
             self._places.release()
+
+    def has_asked(self, request: Any) -> None:
+        """Its request is there: it is answered, whoever else comes. Called before it is closed."""
+        with self._lock:
+            self._silent.pop(request, None)
+
+    def _make_room(self) -> bool:
+        """End the connection that has asked nothing for longest: else eight of them end every probe."""
+        with self._lock:
+            if not self._silent:
+                return False
+            longest = next(iter(self._silent))
+            del self._silent[longest]
+            with suppress(OSError):  # it has hung up already
+                longest.shutdown(socket.SHUT_RDWR)
+        return self._places.acquire(timeout=_ROOM_SEC)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -129,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(READ_SEC)
         self.rfile.close()
         self.rfile = BytesIO(_head(self.connection))
+        self.server.has_asked(self.connection)
 
     def do_GET(self) -> None:
         page = self.server.pages.get(self.path.partition("?")[0])
