@@ -130,7 +130,8 @@ class Standalone:
         self._environment = {**alone, **os.environ, **addresses}
         lines = [f"export {name}={shlex.quote(value)}" for name, value in addresses.items()]
         env = self._home / "env"
-        env.touch(mode=0o600)
+        env.touch()
+        env.chmod(0o600)  # also one that is there already: addresses have passwords
         env.write_text("\n".join(lines) + "\n")
         with redis_client.connect(redis_url, timeout_sec=10) as client:
             client.ping()

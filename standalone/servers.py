@@ -14,6 +14,7 @@ import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -59,10 +60,14 @@ def _socket_folder(data: Path, owner: str | None) -> Path:
     if len(os.fsencode(folder)) > _LONGEST_SOCKET_PATH:
         folder = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}-{_short_hash(data)}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # In /tmp, somebody may have made it before, as a link to what root would then give away. And whoever
+    # enters it is the database's administrator.
+    found, mine = folder.lstat(), {os.getuid(), pwd.getpwnam(owner).pw_uid if owner else os.getuid()}
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in mine:
+        raise ServerFailed(f"{folder} belongs to another user; remove it, or work in another folder")
+    folder.chmod(0o700)
     if owner:
         shutil.chown(folder, owner)
-    elif folder.stat().st_uid != os.getuid():
-        raise ServerFailed(f"{folder} belongs to another user; remove it, or work in another folder")
     return folder
 
 

@@ -74,6 +74,8 @@ def test_two_copies_run_side_by_side_but_not_in_one_folder_and_each_accounts_for
     data: Path, server_folder: Path
 ) -> None:
     other = server_folder / f"{data.name} other"
+    other.mkdir(mode=0o711)
+    (other / "env").touch(0o644)
     killed, stopped = (start(folder) for folder in (data, other))
 
     def both_write() -> bool:
@@ -95,6 +97,7 @@ def test_two_copies_run_side_by_side_but_not_in_one_folder_and_each_accounts_for
     assert re.search(r"the query service: 127\.0\.0\.1:\d+ \(gRPC\)", output)
     assert "0 pending" in output
     assert processes_of(other) == []
+    assert (other / "env").stat().st_mode & 0o777 == 0o600  # addresses have passwords
     killed.kill()
     killed.communicate()
     wait_until(lambda: processes_of(data) == [], 60, "the end of its servers and children")
