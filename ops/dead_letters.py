@@ -278,7 +278,7 @@ def _new_file(path: Path, *, replace: bool) -> Iterator[TextIO]:
 
 
 def _by_number(counted: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in counted.most_common(12))
+    return ", ".join(f"{count:,} {output.excerpt(reason)}" for reason, count in counted.most_common(12))
 
 
 _ACTIONS: dict[str, Callable[[Desk], int]] = {

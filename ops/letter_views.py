@@ -43,7 +43,7 @@ def in_full(letter: Letter, now: str) -> str:
     lines = [f"letter         {letter.id.decode()}"]
     if letter.readable:
         lines += [
-            f"reason         {letter.reason}",
+            f"reason         {output.printable(letter.reason)}",
             f"               {output.printable(letter.sentence)}",
             f"failed         {moment(letter.failed_at * 1000)}",
             f"stream         {output.printable(_shown(entry.stream))}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,9 +54,12 @@ def letter_of(letter_id: bytes, raw: Sequence[bytes]) -> Letter:
     header = _header(raw)
     try:
         stream, original_id, error, failed_at = (header[name] for name in _NAMES)
-        if not _ID.fullmatch(original_id):
-            raise ValueError(original_id)
-        values.entry_id_parts(original_id)
+        replayed_id, replays = header.get(b"replayed_id", b""), int(header.get(b"replays", 0))
+        failed = float(failed_at)
+        if not _is_id(original_id) or not (replayed_id == b"" or _is_id(replayed_id)):
+            raise ValueError(original_id, replayed_id)
+        if replays < 0 or not math.isfinite(failed):
+            raise ValueError(failed_at)
         reason, _, sentence = _text(error).partition(": ")
         return Letter(
             id=letter_id,
@@ -65,14 +69,18 @@ def letter_of(letter_id: bytes, raw: Sequence[bytes]) -> Letter:
             device=_text(header.get(b"device_id", b"")),
             sensor=_text(header.get(b"sensor_type", b"")),
             value=_text(header.get(b"value", b"")),
-            failed_at=float(failed_at),
-            replays=int(header.get(b"replays", 0)),
-            replayed_id=header.get(b"replayed_id", b""),
+            failed_at=failed,
+            replays=replays,
+            replayed_id=replayed_id,
             size=size,
         )
     except (KeyError, ValueError):
         entry = Entry(b"", letter_id, raw)
         return Letter(id=letter_id, entry=entry, reason=UNREADABLE, sentence="no dead letter", size=size)
+
+
+def _is_id(raw: bytes) -> bool:
+    return bool(_ID.fullmatch(raw)) and max(values.entry_id_parts(raw)) < 2**64
 
 
 def _header(raw: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from batches import parse_batch
+from ops import letter_views
 from ops.letters import UNREADABLE, letter_of
 from ops.replay import record_of
 from parse import MAX_FIELDS, Limits, Parser
@@ -112,6 +115,35 @@ def test_whatever_else_stands_in_the_stream_is_unreadable_and_raises_nothing(raw
     letter = letter_of(b"1-1", raw)
     assert letter.reason == UNREADABLE
     assert letter.entry.fields == raw
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {b"original_id": b"18446744073709551616-0"},
+        {b"failed_at": b"nan"},
+        {b"failed_at": b"1e999"},
+        {b"replays": b"-1"},
+        {b"replayed_id": b"\xff\x1b[31m"},
+        {b"replayed_id": b"1-1\x1b[31m"},
+    ],
+)
+def test_a_letter_with_a_header_that_no_worker_writes_is_unreadable(forged: dict[bytes, bytes]) -> None:
+    header = {b"original_stream": STREAM, b"original_id": FIRST, b"error": b"r: s", b"failed_at": b"1"}
+    for fields, readable in ((header, True), (header | forged, False)):
+        raw = [
+            part for pair in (fields | {b"original_fields": b"1", b"value": b"1"}).items() for part in pair
+        ]
+        letter = letter_of(b"1-1", raw)
+        assert letter.readable == readable
+        json.dumps(letter_views.json_object(letter), allow_nan=False)
+
+
+def test_a_forged_reason_moves_no_cursor() -> None:
+    raw = [b"original_stream", STREAM, b"original_id", FIRST, b"error", b"\x1b[2Jr\n: \x1b[2J"]
+    letter = letter_of(b"1-1", [*raw, b"failed_at", b"1", b"original_fields", b"0"])
+    assert letter.readable
+    assert "\x1b" not in letter_views.in_full(letter, "")
 
 
 @pytest.mark.parametrize(
