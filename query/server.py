@@ -38,6 +38,7 @@ WAITING_PER_WORKER = 16  # calls that wait for their turn, for each that has it
 MOST_REQUEST_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 16 << 20
 SPARE = 16  # to be told that there is no room
+MORE_CONNECTIONS = 200  # than there can be calls
 _LOOK_SEC = 0.2
 
 
@@ -128,7 +129,7 @@ class QueryServer:
                 AccessInterceptor(Access(options.token, options.delete_token)),
                 SilenceInterceptor(self._silence, SERVICE),
             ],
-            options=_CHANNEL,
+            options=[*_CHANNEL, ("grpc.max_allowed_incoming_connections", most + MORE_CONNECTIONS)],
             maximum_concurrent_rpcs=most,
         )
         streams = Streams(
@@ -201,6 +202,9 @@ _CHANNEL: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Whoever connects and says nothing keeps a file of ours, of which a process has 1,024 as a rule.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),  # a caller connects again by itself
 ]
 
 

@@ -7,7 +7,9 @@ import socket
 import subprocess
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
@@ -813,3 +815,28 @@ def test_sigterm_finishes_the_calls_in_hand_and_ends_with_status_0(
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
+
+
+def test_who_connects_and_says_nothing_keeps_no_file_for_long(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = dict(query.server._CHANNEL) | {"grpc.server_handshake_timeout_ms": 1_500}
+    monkeypatch.setattr(query.server, "_CHANNEL", list(limits.items()))
+    monkeypatch.setattr(query.server, "MORE_CONNECTIONS", -110)  # so that there are ten
+    with serving(database) as served, ExitStack() as held:
+        address = ("127.0.0.1", served.server.port or 0)
+        silent = [held.enter_context(socket.create_connection(address, timeout=20)) for _ in range(30)]
+        greetings = Counter(len(_greeting(one)) > 0 for one in silent)
+        assert greetings[True] <= 10
+        for one in silent:
+            with suppress(ConnectionResetError):
+                while one.recv(1_000):  # until the server ends it
+                    pass
+        served.stub.GetLatestReadings(KITCHEN, timeout=10)
+
+
+def _greeting(connection: socket.socket) -> bytes:
+    """What a server of HTTP/2 says first; nothing where it closes at once."""
+    with suppress(ConnectionResetError):
+        return connection.recv(1)
+    return b""
