@@ -13,6 +13,7 @@ from cluster_keys import keys_of
 from cluster_settlement import ClusterSettler
 from cluster_streams import ClusterStreams
 from lease import Lease
+from leftovers import Leftovers
 from losses import Losses
 from metrics import Stats
 from polling import Polling
@@ -69,6 +70,7 @@ class Parts:
     trimmer: Trimmer
     letter_trimmer: LetterTrimmer
     losses: Losses
+    leftovers: Leftovers
     sampler: Sampler
     may_read_ahead: bool
 
@@ -123,6 +125,7 @@ def parts_of(
         trimmer=Trimmer(client, keys, upkeep, options.stream_retention_sec, wall_ms, clock),
         letter_trimmer=LetterTrimmer(client, upkeep, letters, options.dead_letter_retention_sec, wall_ms),
         losses=Losses(client, keys, upkeep, options.group, stats, clock),
+        leftovers=Leftovers(client, keys, upkeep, options.group, clock),
         sampler=Sampler(client, keys, sharing, group=group, dead_letter_stream=letters, clock=clock),
         may_read_ahead=not cluster,
     )

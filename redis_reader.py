@@ -78,6 +78,7 @@ class RedisReader:
         self._trimmer = parts.trimmer
         self._letter_trimmer = parts.letter_trimmer
         self._losses = parts.losses
+        self._leftovers = parts.leftovers
         self._sampler = parts.sampler
         self._budget = min(options.batch_size, 500)
         self._asked_for = 0  # of what is read ahead, how many entries at most
@@ -198,6 +199,8 @@ class RedisReader:
             )
         if self._clock() >= self._losses.due_at:
             self._patience.call(lambda: self._losses.step(self._streams.keys))
+        if self._clock() >= self._leftovers.due_at:
+            self._patience.call(lambda: self._leftovers.step(self._streams.keys))
         due = self._options.stream_retention_sec and self._clock() >= self._next_trim
         if due and self._patience.call(lambda: self._trimmer.trim(self._streams.keys)):
             self._next_trim = self._clock() + self._trimmer.interval_sec

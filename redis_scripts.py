@@ -124,6 +124,21 @@ redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return 1
 """
 
+# Lua: ends the books of a stream; its counts, which ARGV names from the second on, move to `closed:`.
+CLOSE_BOOKS = """
+local function close_books(ledger, stream)
+    for i = 2, #ARGV do
+        local field = ARGV[i] .. ':' .. stream
+        local before = redis.call('HGET', ledger, field)
+        if before then
+            redis.call('HDEL', ledger, field)
+            redis.call('HINCRBY', ledger, 'closed:' .. ARGV[i], before)
+        end
+    end
+    redis.call('HDEL', ledger, 'base:' .. stream, 'dropped:' .. stream)
+end
+"""
+
 # KEYS: ledger, streams. ARGV: group, counts…  Makes the group from each stream's first entry. Returns for
 # each stream 1 when it was made, 0 when it was there, -1 when the stream is gone or is another type. A
 # group made anew starts new books for the stream: what was counted before moves to `closed:`. `base:` is
@@ -132,6 +147,7 @@ return 1
 # there, as nearly all are when a worker starts, is known by the cheapest command that needs it.
 MAKE_GROUPS = (
     FLAGS
+    + CLOSE_BOOKS
     + """
 local ledger, group = KEYS[1], ARGV[1]
 local function make(stream)
@@ -149,15 +165,7 @@ local function make(stream)
     else
         redis.call('XGROUP', 'CREATE', stream, group, '0')
     end
-    for i = 2, #ARGV do
-        local field = ARGV[i] .. ':' .. stream
-        local before = redis.call('HGET', ledger, field)
-        if before then
-            redis.call('HDEL', ledger, field)
-            redis.call('HINCRBY', ledger, 'closed:' .. ARGV[i], before)
-        end
-    end
-    redis.call('HDEL', ledger, 'base:' .. stream, 'dropped:' .. stream)
+    close_books(ledger, stream)
     if base > 0 then redis.call('HSET', ledger, 'base:' .. stream, base) end
     return 1
 end

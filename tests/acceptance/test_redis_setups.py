@@ -20,6 +20,7 @@ import config
 import redis_client
 from config import ConfigError
 from dashboard.pipeline import Gauge
+from leftovers import FIRST_SEC
 from main import DatabaseWriterService
 from mqtt.bridge import Bridge
 from ops import session, verify
@@ -34,7 +35,7 @@ from settlement import dead_letter_fields
 from standalone.servers import Valkey
 from tests.broker import Broker, end, free_port, running
 from tests.faults import Proxy, proxy_to
-from tests.integration.readers import deliver, make_stale
+from tests.integration.readers import Clock, Workshop, deliver, make_stale
 from tests.redis_servers import SERVERS, program_of
 from tests.setups import IN_CLUSTER, OF_WORKERS_IN_CLUSTER, USERS, Cluster, Member, TlsRedis, clustered
 from tests.support import (
@@ -62,6 +63,9 @@ RARE = {
     "xdel": "a wide dead letter that another worker made needless",
     "hget": "a group that is made again",
     "xrange": "Redis 6.2, after entries were trimmed under a dead worker",
+    "xinfo|consumers": "looking for consumers that have left, a minute after the start",
+    "xgroup|delconsumer": "the same",
+    "hscan": "looking for the books of streams that are gone, then too",
     "srem": "a bridge whose filters have changed",
 }
 OF_TESTS = {"auth", "config|resetstat"}  # AUTH is granted to everybody
@@ -355,6 +359,27 @@ def test_a_worker_needs_and_uses_just_what_its_acl_line_grants(
     assert granted("sluice-worker") - ran - RARE.keys() == set(), "the line grants more than is needed"
     total = books(client)
     assert (total.pending, total.missing, total.dead_lettered) == (0, 0, 2)
+
+
+def test_the_line_of_a_worker_lets_it_remove_what_nobody_needs(
+    client: redis.Redis, as_user: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it begins with a minute after its start."""
+    monkeypatch.setattr("leftovers.LEFT_SEC", -1.0)
+    add(client, STREAM, readings(0, 1))
+    clock = Clock()
+    workshop = Workshop(as_user("sluice-worker"))
+    worker = workshop.reader("one", clock=clock)
+    client.xgroup_createconsumer(STREAM, "db_writer", "gone")
+    client.hset("sluice:db_writer:ledger", "stored:mqtt_stream:gone:t", 1)
+    execute(client, "ACL", "LOG", "RESET")
+    clock.now += FIRST_SEC
+    for _ in range(3):
+        worker.upkeep()
+    workshop.close()
+    assert denied(client) == []
+    assert client.xinfo_consumers(STREAM, "db_writer") == []
+    assert client.hgetall("sluice:db_writer:ledger") == {b"closed:stored": b"1"}
 
 
 def test_verify_needs_just_what_its_acl_line_grants(

@@ -19,6 +19,7 @@ from cluster_keys import ClusterKeys, keys_of
 from cluster_settlement import AFTER_MS, ClusterSettler
 from dashboard.options import PipelineOptions
 from dashboard.pipeline import Gauge
+from leftovers import FIRST_SEC
 from losses import ROUND_SEC
 from main import DatabaseWriterService
 from metrics import BridgeStats, Stats
@@ -370,6 +371,29 @@ def test_what_was_deleted_unread_is_told_of_all_nodes(workshop: Workshop, client
     total = books(client)
     assert (total.added, total.read, total.trimmed_unread) == (count, len(STREAMS), 2 * len(STREAMS))
     assert (total.passed, total.missing) == (2 * len(STREAMS), 0)
+
+
+def test_consumers_that_left_and_books_of_gone_streams_are_removed_on_all_nodes(
+    workshop: Workshop, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leftovers.LEFT_SEC", -1.0)
+    fill(client, 1)
+    clock = Clock()
+    reader = workshop.reader()
+    reader.settle(outcome(flat(read_all(reader, len(STREAMS), reads=9))))
+    for stream in STREAMS[::2]:
+        client.delete(stream)
+    for stream in STREAMS[1::2]:
+        execute(client, "XGROUP CREATECONSUMER", stream, GROUP, "gone")
+    another = workshop.reader("two", clock=clock)  # which knows nothing of those that are gone
+    clock.now += FIRST_SEC
+    for _ in range(4 * len(STREAMS)):
+        another.upkeep()
+    assert not any(execute(client, "XINFO CONSUMERS", stream, GROUP) for stream in STREAMS[1::2])
+    ledgers = keys_of(client, GROUP).ledgers(client)
+    counts = [count for ledger in ledgers for count in client.hgetall(ledger).items()]
+    closed = [int(n) for field, n in counts if field == b"closed:stored"]
+    assert (sum(closed), len(counts) - len(closed)) == (len(STREAMS) // 2, len(STREAMS) // 2)
 
 
 def test_an_acknowledgement_that_a_failover_has_undone_makes_no_second_letter(
