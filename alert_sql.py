@@ -82,6 +82,7 @@ _ROWS = """
     )
 """
 COLUMNS = re.findall(r"%\((\w+)\)s::", _ROWS)
+# An owner that the worker does not know the registry does: a worker knows those of the last minutes.
 INSERT = sql.SQL(
     """
     insert into alerts (
@@ -90,10 +91,11 @@ INSERT = sql.SQL(
         violations, first_time, last_time, last_message_id, created_at, resolved_at, created_due,
         resolved_due
     )
-    select id, threshold_id, sensor_id, device_id, sensor_type, place_id, threshold_type, severity,
-        threshold_value, threshold_text, status, value, value_text, last_value, last_value_text, peak_value,
-        violations, first_time, last_time, last_message_id, created_at, resolved_at,
-        %(publish)s and status <> 'pending', %(publish)s and status = 'resolved'
+    select id, threshold_id, sensor_id, n.device_id, sensor_type,
+        coalesce(nullif(place_id, ''), (select owner from devices d where d.device_id = n.device_id), ''),
+        threshold_type, severity, threshold_value, threshold_text, status, value, value_text, last_value,
+        last_value_text, peak_value, violations, first_time, last_time, last_message_id, created_at,
+        resolved_at, %(publish)s and status <> 'pending', %(publish)s and status = 'resolved'
     from {rows} order by place
     on conflict (id) do nothing  -- its first reading was deleted once, and has come again
     """

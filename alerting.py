@@ -53,7 +53,7 @@ class Alerting:
     """Judges stored readings by the rules in memory. Belongs to the thread of its connection.
 
     `publish`: alerts that become active or resolved are marked as due for publishing. `owner_of` answers
-    the owner of a device, or an empty text.
+    the owner of a device, or an empty text: then the registry is asked.
     """
 
     def __init__(

@@ -4,6 +4,9 @@ What comes in is noted in memory and written about once a second, each series on
 its own and in the order of the key: in the transaction of the readings, or in another order, workers
 deadlock. A series or a status that is new is written before its entries are acknowledged, so a crash brings
 it again. Of known series a crash may cost the newest values of the last second: the sweep repairs them.
+
+The tables hold whatever was ever heard of, memory what is heard of now: a series that is forgotten here is
+written once more as if it were new, and that is all.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ _SERIES = itemgetter(0, 1)
 FLUSH_SEC = 0.8
 LONGEST_SEC = 60.0  # behind, where writing takes so long that more often would cost too much
 SHARE = 0.04  # of a worker's time, at most, that writing the registry may take
+FORGET_SEC = 86_400.0  # after which series that are silent are forgotten
 _MOST_KNOWN = 2_000_000
 _MOST_OWNERS = 400_000
+_MOST_LOADED = 100_000  # of the table, those that were heard of last: a second, on a slow machine
 
 
 class Registry:
@@ -45,26 +50,34 @@ class Registry:
         self._devices: set[str] = set()
         self._fresh: set[Series] = set()  # noted, and not in the table when this was last looked at
         self._next_flush = 0.0
+        self._next_load = 0.0
 
     def load(self, connection: BoundedConnection) -> None:
-        """Read all series and owners."""
-        found = connection.execute(statements.ALL_SERIES).fetchall()
-        self._known = {(device, sensor) for device, sensor, _ in found}
-        self._inactive = {(device, sensor) for device, sensor, active in found if not active}
+        """Read the series and owners that were heard of lately, and all series that are switched off.
+        Of the others `learn` asks where that matters.
+        """
+        self._known = set(connection.execute(statements.SERIES_HEARD, {"most": _MOST_LOADED}).fetchall())
         self._devices = {device for device, _ in self._known}
+        self._next_load = self._clock() + FORGET_SEC
+        self._inactive = set(connection.execute(statements.INACTIVE).fetchall())
         self._load_owners(connection)
 
     def verify(self, connection: BoundedConnection) -> None:
-        """Repair what a missed notification left wrong, and learn owners that others have noted."""
-        if not self._accept_unknown:
+        """Repair what a missed notification left wrong, learn owners that others have noted, and once a day
+        forget who is silent.
+        """
+        if not self._accept_unknown or self._clock() >= self._next_load:
             self.load(connection)
             return
         self._inactive = set(connection.execute(statements.INACTIVE).fetchall())
         self._load_owners(connection)
 
     def _load_owners(self, connection: BoundedConnection) -> None:
+        """Owners of whom nothing was stored since are forgotten: nothing of theirs is to be written."""
+        self._new_owners &= self._statuses.keys() | {device for device, _ in self._dirty}
         mine = {device: self._owners[device] for device in self._new_owners if device in self._owners}
-        self._owners = dict(connection.execute(statements.OWNERS).fetchall()) | mine
+        found = connection.execute(statements.OWNERS_HEARD, {"most": _MOST_LOADED}).fetchall()
+        self._owners = dict(found) | mine
 
     def refresh(self, connection: BoundedConnection, payloads: Iterable[str]) -> None:
         """Read the series that the payloads of notifications name: a JSON array of device and sensor each.
@@ -114,7 +127,7 @@ class Registry:
         return refused
 
     def owner_of(self, device: str) -> str:
-        """The owner or place of a device, or an empty text."""
+        """The owner or place of a device, or an empty text where it is not known here."""
         return self._owners.get(device, "")
 
     def note_owner(self, device: str, owner: str) -> None:

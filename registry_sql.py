@@ -8,9 +8,16 @@ from psycopg import sql
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-ALL_SERIES = "select device_id, sensor_type, active from series"
+# The registry holds whatever was ever heard of: what it knows is asked for within bounds.
+SERIES_HEARD = """
+    select device_id, sensor_type from series where last_seen > now() - interval '1 day'
+    order by last_seen desc limit %(most)s
+"""
 INACTIVE = "select device_id, sensor_type from series where not active"
-OWNERS = "select device_id, owner from devices where owner <> ''"
+OWNERS_HEARD = """
+    select device_id, owner from devices where owner <> '' and last_seen > now() - interval '10 minutes'
+    order by last_seen desc limit %(most)s
+"""
 THESE_SERIES = """
     select device_id, sensor_type, active from series
     where (device_id, sensor_type) in (select * from unnest(%(devices)s::text[], %(sensors)s::text[]))

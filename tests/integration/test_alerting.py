@@ -81,6 +81,16 @@ def two(database: Database) -> Iterator[Rig]:
         yield made
 
 
+def test_an_alert_has_the_owner_of_a_device_that_was_silent_for_long(database: Database, one: Rig) -> None:
+    """A worker has only those in memory that were heard of lately."""
+    database.rows(
+        "insert into devices (device_id, owner, last_seen) values ('kitchen', 'home', '2020-01-01')"
+    )
+    add_rule(database, id="hot", kind="max", value=30)
+    write(one, at(1, 31))
+    assert database.rows("select device_id, place_id from alerts") == [("kitchen", "home")]
+
+
 @pytest.mark.parametrize("locked", [True, False], ids=["with the lock", "without it"])
 def test_an_old_violation_opens_nothing_that_a_newer_reading_in_flight_has_cleared(
     database: Database, one: Rig, two: Rig, monkeypatch: pytest.MonkeyPatch, locked: bool

@@ -15,7 +15,7 @@ import database as adapter
 import registry as module
 from database import BoundedConnection
 from db_writer import DatabaseWriter
-from registry import FLUSH_SEC, LONGEST_SEC, SHARE, Registry
+from registry import FLUSH_SEC, FORGET_SEC, LONGEST_SEC, SHARE, Registry
 from schema import DeviceStatus, Fate, Reading, Reason
 from tests.locks import deadlocks, waiting_for_a_lock
 from tests.support import Database, wait_until
@@ -201,6 +201,73 @@ def test_a_flood_of_new_series_keeps_memory_bounded(monkeypatch: pytest.MonkeyPa
         registry.note([of(f"d{number:02}-{n:04}", n) for n in range(300)])
         registry.flushed(0)
         assert len(registry._known) <= 1300
+
+
+GONE = """
+    with gone as (
+        insert into devices (device_id, owner, last_seen)
+        select 'gone-' || n, 'attic', now() - make_interval(days => n) from generate_series(2, 300) as n
+        returning device_id, last_seen
+    ) insert into series (device_id, sensor_type, last_seen) select device_id, 'x', last_seen from gone
+"""
+HEARD = GONE.replace("gone-", "heard-").replace("days => n", "secs => n")
+
+
+def test_what_was_not_heard_of_for_long_is_in_the_table_and_not_in_memory(
+    database: Database, connection: BoundedConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.rows(GONE)
+    database.rows(HEARD)
+    registry = Registry()
+    registry.load(connection)
+    assert len(registry._known) == len(registry._devices) == len(registry._owners) == 299
+    monkeypatch.setattr(module, "_MOST_LOADED", 10)
+    registry.load(connection)
+    assert registry._known == {(f"heard-{n}", "x") for n in range(2, 12)}
+    assert len(registry._owners) == 10
+    registry.note([of("gone-300", 1)])  # it is back
+    flush(registry, connection)
+    assert database.rows("select owner, last_value from series where device_id = 'gone-300'") == [
+        ("attic", 1.0)
+    ]
+    assert database.rows("select owner from devices where device_id = 'gone-300'") == [("attic",)]
+
+
+def test_once_a_day_who_is_silent_is_forgotten(
+    database: Database, one: Registry, connection: BoundedConnection, clock: Clock
+) -> None:
+    one.note([of("silent", 1), of("there", 1)])
+    flush(one, connection)
+    database.rows("update series set last_seen = now() - interval '2 days' where device_id = 'silent'")
+    clock.now += FORGET_SEC - 1
+    one.verify(connection)
+    assert one._known == {("silent", "x"), ("there", "x")}
+    clock.now += 1
+    one.verify(connection)
+    assert one._known == {("there", "x")}
+
+
+def test_owners_of_devices_of_which_nothing_is_stored_do_not_pile_up(
+    database: Database, one: Registry, connection: BoundedConnection
+) -> None:
+    """A device whose readings are all refused, and another one after each of its starts."""
+    one.note_owner("a", "attic")
+    one.note([of("a", 1)])
+    for number in range(50):
+        one.note_owner(f"refused-{number}", "cellar")
+    one.verify(connection)
+    assert one._new_owners == one._owners.keys() == {"a"}
+    flush(one, connection)
+    one.note_owner("refused-7", "cellar")  # it is accepted now
+    one.note([of("refused-7", 1)])
+    flush(one, connection)
+    assert series(database, "device_id, owner") == [("a", "attic"), ("refused-7", "cellar")]
+
+
+def test_a_registered_series_that_was_silent_for_long_is_no_unknown_one(database: Database) -> None:
+    database.rows(GONE)
+    with rig(database, accept_unknown_series=False) as worker:
+        assert fates(worker, of("gone-300", 1), of("nobody", 1)) == [Fate.STORED, Fate.DEAD_LETTERED]
 
 
 def test_a_new_series_is_in_the_table_before_its_entry_is_acknowledged(database: Database) -> None:
