@@ -43,7 +43,8 @@ class Child:
     def said(self) -> str:
         """What this run has written to the log."""
         with self.log.open("rb") as log:
-            log.seek(self._began)
+            if self._began <= self.log.stat().st_size:  # else it was cut since (`logs.py`)
+                log.seek(self._began)
             return log.read().decode(errors="replace")
 
     def wait_for(self, event: str, seconds: float) -> bool:

@@ -35,7 +35,7 @@ from config import ConfigError, Settings
 from ops import migrate, rule_files, rule_store
 from ops.ledger import Books, read_ledger
 from retry import StopFlag
-from standalone import screen
+from standalone import logs, screen
 from standalone.children import Child
 from standalone.mqtt_broker import MqttBroker
 from standalone.options import arguments
@@ -239,6 +239,7 @@ class Standalone:
                 for child in children:
                     if not child.running:
                         raise Trouble(child.how_it_ended())
+                logs.cut(self._home)
                 if live:
                     try:
                         books = self._books(settings, client)
