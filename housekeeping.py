@@ -30,6 +30,7 @@ PARTITIONS_SEC = 60.0
 FIRST_PAUSE_SEC = 1.0  # after something could not be done
 LONGEST_PAUSE_SEC = 60.0
 DELETIONS_SEC = 1.0  # between two looks for devices to delete
+REFUSED_SEC = 600.0  # before it is told again that something refers to a device
 WAIT_SEC = 5.0  # before dropping readings is tried again that are not summed up yet
 
 
@@ -79,6 +80,7 @@ class Housekeeping:
         self._partitions = Partitions(table, session.timeout_sec, session.overdue)
         self._next_partitions = 0.0 if partitioned else inf
         self._next_deletion = 0.0
+        self._tell_refused: dict[str, float] = {}  # when again, by what refers to the device
         self._swept = Swept()
         self._pieces = (
             _Piece("registry", lambda: registry.due_at, self._registry_now),
@@ -198,12 +200,19 @@ class Housekeeping:
             if not database.is_row_fault(error):
                 raise
             # Something of the user's refers to the device, and keeps it: others need not wait for it.
-            what = error.diag.constraint_name or type(error).__name__
-            structlog.get_logger().error("deletion_refused", sqlstate=error.sqlstate, constraint=what)
+            self._refused(error)
             event_store.put_behind(session.begin_briefly())
             more = False
         now = self._clock()
         self._next_deletion = now + (max(0.02, now - began) if more else DELETIONS_SEC)
+
+    def _refused(self, error: psycopg.Error) -> None:
+        what = error.diag.constraint_name or type(error).__name__
+        if self._clock() >= self._tell_refused.get(
+            what, 0.0
+        ):  # it is tried every second, for as long as it lasts
+            self._tell_refused[what] = self._clock() + REFUSED_SEC
+            structlog.get_logger().error("deletion_refused", sqlstate=error.sqlstate, constraint=what)
 
     def _drop_partitions(self, oldest: date) -> int:
         with self._session.another() as connection:

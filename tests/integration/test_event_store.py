@@ -12,16 +12,18 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 import database as db
 import event_store
 import removal
 from database import BoundedConnection
+from housekeeping import REFUSED_SEC
 from partitions import Partitions
 from schema import DAY_US, DeviceEvent, EventKind, Reading
 from staging import copy_rows
 from tests.support import Database, wait_until
-from tests.writing import YESTERDAY_US, InBackground, reading, together
+from tests.writing import YESTERDAY_US, InBackground, reading, rig, together
 
 CREATED, UPDATED, DELETED, GONE = EventKind
 OLD_US = YESTERDAY_US - 60 * DAY_US
@@ -403,6 +405,33 @@ def test_a_deletion_that_was_cut_off_is_taken_up_again(
     assert left(database, "d1")["sensor_readings"] == 70
     assert left(database, "d1")["device_deletions"] == 1
     finish(connection, rows=30)
+    assert left(database, "d1") == NOTHING
+
+
+def test_a_device_that_something_of_the_users_refers_to_stays_is_told_now_and_then_and_holds_up_no_other(
+    database: Database, connection: BoundedConnection
+) -> None:
+    for device in ("d1", "d2"):
+        surround(database, device)
+    database.rows("create table rooms (device text references devices)")
+    database.rows("insert into rooms values ('d1')")
+    apply_all(connection, [gone(1, "d1"), gone(2, "d2")])
+
+    def told(seconds: int) -> list[Any]:
+        with capture_logs() as logs:
+            for _ in range(seconds):
+                worker.hurry(1.0)
+                worker.writer.upkeep()
+        return [log["constraint"] for log in logs if log["event"] == "deletion_refused"]
+
+    with rig(database) as worker:
+        assert told(20) == ["rooms_device_fkey"]
+        assert left(database, "d2") == NOTHING
+        assert left(database, "d1")["devices"] == 1
+        worker.hurry(REFUSED_SEC)
+        assert told(2) == ["rooms_device_fkey"]
+        database.rows("drop table rooms")
+        assert told(20) == []
     assert left(database, "d1") == NOTHING
 
 
