@@ -34,7 +34,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.office import temperatures
 from mqtt.options import MqttOptions, Session
-from standalone.mqtt_broker import free_port
+from standalone.ports import free_port
 from standalone.servers import Valkey
 
 ROOT = Path(__file__).resolve().parent.parent

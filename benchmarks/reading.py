@@ -49,7 +49,7 @@ from ops import migrate
 from query import collector_pb2 as pb
 from query.collector_pb2_grpc import CollectorServiceStub
 from standalone.children import Child
-from standalone.mqtt_broker import free_port
+from standalone.ports import free_port
 
 CLIENTS = 10
 ROWS, SHORT_ROWS = 20_000_000, 900_000

@@ -37,7 +37,8 @@ from benchmarks.telling import at_rate
 from mqtt.options import MqttOptions
 from ops import migrate
 from standalone.children import Child
-from standalone.mqtt_broker import MqttBroker, free_port
+from standalone.mqtt_broker import MqttBroker
+from standalone.ports import free_port
 
 FIRST = 100_000  # the first value: no other number of the page is as long
 _SETTLE_SEC = 2.0

@@ -7,15 +7,14 @@ is its argument until it is stopped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import logging
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from standalone.ports import free_port
 from standalone.servers import Server, ServerFailed, ServerMissing
 
 USUAL_PORT = 1883
@@ -65,14 +64,6 @@ class MqttBroker(Server):
         with self.log.open("rb") as log:
             log.seek(self._began)
             return log.read().decode(errors="replace")
-
-
-def free_port(preferred: int = 0) -> int:
-    """A port on loopback that nobody listens on now: the preferred one where it is free."""
-    for port in (preferred, 0):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)) as listener:
-            return int(listener.getsockname()[1])
-    raise OSError("there is no free port on 127.0.0.1")
 
 
 async def serve(listener: dict[str, Any], plugins: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ from standalone import logs, screen
 from standalone.children import Child
 from standalone.mqtt_broker import MqttBroker
 from standalone.options import arguments
+from standalone.ports import Ports
 from standalone.servers import Postgres, Server, ServerFailed, ServerMissing, Valkey
 from standalone.services import start_services, with_health
 
@@ -78,6 +79,7 @@ class Standalone:
         self._home: Path = chosen.data.absolute()
         self._stop = StopFlag(timeout_sec=60)
         self._rate = screen.Rate()
+        self._ports = Ports()
         # Into servers of the user's own, which may hold what matters, only on demand.
         own = any((chosen.redis_url, chosen.database_url, chosen.mqtt_url))
         self._demo = chosen.demo or not (own or chosen.no_demo)
@@ -86,6 +88,7 @@ class Standalone:
         self._home.mkdir(mode=0o711, parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._only_one())
+            stack.enter_context(self._ports)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._on_signal)
             settings = self._settings(stack)
@@ -166,7 +169,7 @@ class Standalone:
         client = redis_client.connect(settings.redis_servers(), timeout_sec=10)
         before = self._books(settings, client)
         with contextlib.ExitStack() as stack:
-            services = start_services(self._home, self._environment, stack)
+            services = start_services(self._home, self._environment, self._ports, stack)
             worker = self._child(stack, "worker")
             bridge = self._child(stack, "bridge", "bridge")
             bridge.wait_for("mqtt_subscribed", DRAIN_SEC)  # what is published before has nobody to go to
@@ -278,7 +281,7 @@ class Standalone:
             return alerts, [screen.Newest(*row) for row in connection.execute(query)]
 
     def _child(self, stack: contextlib.ExitStack, name: str, *command: str) -> Child:
-        child = Child(name, self._home, with_health(self._environment, name), *command)
+        child = Child(name, self._home, with_health(self._environment, name, self._ports), *command)
         stack.callback(child.end)
         return child
 

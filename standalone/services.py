@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from standalone.children import Child
-from standalone.mqtt_broker import free_port
+from standalone.ports import Ports
 
 _STARTED_SEC = 10.0
 # Where each process tells of itself, where that is free: /livez, /readyz, /metrics.
@@ -34,9 +34,9 @@ class _Kind:
     address: str
 
 
-def with_health(environment: Mapping[str, str], command: str) -> dict[str, str]:
+def with_health(environment: Mapping[str, str], command: str, ports: Ports) -> dict[str, str]:
     """`environment`, and a port on which the process of this command tells of itself."""
-    port = free_port(_HEALTH_PORTS[command]) if command in _HEALTH_PORTS else 0
+    port = ports.free(_HEALTH_PORTS[command]) if command in _HEALTH_PORTS else 0
     return {**environment, "HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(port)}
 
 
@@ -59,20 +59,22 @@ _KINDS = (
 
 
 def start_services(
-    home: Path, environment: dict[str, str], stack: contextlib.ExitStack
+    home: Path, environment: dict[str, str], ports: Ports, stack: contextlib.ExitStack
 ) -> tuple[Service, ...]:
     """Start what is installed; `stack` stops it. The ports go into `environment`."""
-    return tuple(_start(kind, home, environment, stack) for kind in _KINDS)
+    return tuple(_start(kind, home, environment, ports, stack) for kind in _KINDS)
 
 
-def _start(kind: _Kind, home: Path, environment: dict[str, str], stack: contextlib.ExitStack) -> Service:
+def _start(
+    kind: _Kind, home: Path, environment: dict[str, str], ports: Ports, stack: contextlib.ExitStack
+) -> Service:
     if not importlib.util.find_spec(kind.package):
         return Service(name=kind.name, address=f"left out ({kind.package} is not installed)", child=None)
     setting = f"{kind.command.upper()}_PORT"
     for preferred in (kind.usual_port, 0):  # somebody may take a port that has just been free
-        port = free_port(preferred)
+        port = ports.free(preferred)
         environment[setting] = str(port)
-        child = Child(kind.command, home, with_health(environment, kind.command), kind.command)
+        child = Child(kind.command, home, with_health(environment, kind.command, ports), kind.command)
         stack.callback(child.end)
         if child.wait_for(f"{kind.command}_started", _STARTED_SEC) or child.running:
             break

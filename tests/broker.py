@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -25,6 +24,7 @@ from typing import Any
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from standalone.ports import free_port
 from standalone.servers import die_with_parent
 from tests.support import ROOT, is_needed, wait_until
 
@@ -257,12 +257,3 @@ def recording(broker: Broker) -> Iterator[Recorder]:
         yield recorder
     finally:
         recorder.close()
-
-
-def free_port() -> int:
-    """A port that stays free until it is listened on, and while its broker is down: below those that the
-    system hands to connections, and not the first free one, which other tests would find too."""
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port

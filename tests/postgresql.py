@@ -17,16 +17,12 @@ from pathlib import Path
 
 import psycopg
 
+from standalone.ports import free_port
 from standalone.servers import Postgres, Server
 from tests.faults import Proxy, proxy_to
 from tests.support import wait_until
 
 PLAIN = "sslmode=disable&gssencmode=disable"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def programs_with_tls() -> Path | None:

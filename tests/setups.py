@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import redis
 import redis_client
 from redis_cluster import SLOTS
 from redis_servers import RedisMode, RedisServers
+from standalone.ports import free_port
 from standalone.servers import Valkey, _valkey_program
 from tests.support import ROOT, wait_until
 
@@ -36,12 +36,6 @@ def settings_of(servers: RedisServers) -> dict[str, object]:
     else:
         named = {"redis_cluster_nodes": nodes}
     return {"redis_mode": servers.mode, **named}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,7 @@ class Node(Valkey):
         self, folder: Path, name: str, options: Sequence[str] = (), tls: TlsRedis | None = None
     ) -> None:
         self.name = name
-        self.port = _free_port()
+        self.port = free_port()
         listening = ["--tls-port" if tls else "--port", str(self.port), "--bind", "127.0.0.1"]
         secured = tls.options if tls else []
         program = tls.program if tls else None
@@ -210,7 +204,7 @@ class Member(Node):
     """One node of a cluster, which calls another one down after `patience_ms` without an answer."""
 
     def __init__(self, folder: Path, name: str, patience_ms: int, tls: TlsRedis | None) -> None:
-        self.bus_port = _free_port()
+        self.bus_port = free_port()
         options = ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
         options += ["--cluster-node-timeout", str(patience_ms), "--cluster-replica-validity-factor", "0"]
         super().__init__(folder, name, [*options, "--repl-diskless-sync-delay", "0"], tls)

@@ -22,7 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 from websockets.sync.client import connect
 
-from standalone.mqtt_broker import free_port
+from standalone.ports import free_port
 from tests.broker import Broker, end, running
 from tests.forge import Forge
 from tests.support import Daemon, Database, is_needed, wait_until

@@ -34,13 +34,13 @@ from query.collector_pb2 import (
     GetReadingsRequest,
     ResolveAlertRequest,
 )
+from standalone.ports import free_port
 from tests.faults import Proxy
 from tests.postgresql import (
     PLAIN,
     Authority,
     PgBouncer,
     TcpPostgres,
-    free_port,
     in_step,
     programs_with_tls,
     proxy_of,

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from standalone.mqtt_broker import free_port
+from standalone.ports import free_port
 from standalone.servers import Valkey
 from tests.faults import Proxy, proxy_to
 from tests.support import ROOT, Database, add, wait_until

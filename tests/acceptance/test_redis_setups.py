@@ -32,8 +32,9 @@ from refusals import refusal
 from retry import StopFlag
 from schema import Entry, Fate, Reason, Rejection, Settled
 from settlement import dead_letter_fields
+from standalone.ports import free_port
 from standalone.servers import Valkey
-from tests.broker import Broker, end, free_port, running
+from tests.broker import Broker, end, running
 from tests.faults import Proxy, proxy_to
 from tests.integration.readers import Clock, Workshop, deliver, make_stale
 from tests.redis_servers import SERVERS, program_of

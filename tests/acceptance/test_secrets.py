@@ -24,6 +24,7 @@ import redis_client
 import wiring
 from config import ConfigError
 from setting_sources import SECRETS
+from standalone.ports import free_port
 from standalone.run import without_login
 from standalone.servers import Postgres, Valkey
 from tests.broker import Broker, running
@@ -39,11 +40,6 @@ def secret(name: str) -> str:
     return f"{HUSH}-{name}-Zq7Kx93v"
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
-
-
 def environment(postgres: str, redis: str, mqtt: str, options: str = "") -> dict[str, str]:
     """Every secret setting that can be set, for servers at these hosts and ports."""
     found = {
@@ -57,8 +53,8 @@ def environment(postgres: str, redis: str, mqtt: str, options: str = "") -> dict
         "QUERY_DELETE_TOKEN": secret("delete"),
         "DASHBOARD_PASSWORD": secret("page"),
         "DASHBOARD_TOKEN": secret("token"),
-        "QUERY_PORT": free_port(),
-        "DASHBOARD_PORT": free_port(),
+        "QUERY_PORT": str(free_port()),
+        "DASHBOARD_PORT": str(free_port()),
         "SHUTDOWN_TIMEOUT_SEC": "3",
         "BATCH_TIMEOUT_SEC": "0.2",
         "LOG_LEVEL": "debug",

@@ -71,12 +71,15 @@ def stored(output: str) -> int:
 
 
 def test_two_copies_run_side_by_side_but_not_in_one_folder_and_each_accounts_for_all_that_it_took(
-    data: Path, server_folder: Path
+    data: Path, server_folder: Path, request: pytest.FixtureRequest
 ) -> None:
     other = server_folder / f"{data.name} other"
     other.mkdir(mode=0o711)
     (other / "env").touch(0o644)
     killed, stopped = (start(folder) for folder in (data, other))
+    for process in (killed, stopped):
+        request.addfinalizer(process.wait)  # runs last: nothing is left for another test
+        request.addfinalizer(process.kill)
 
     def both_write() -> bool:
         logs = [folder / "worker.log" for folder in (data, other)]

@@ -36,6 +36,7 @@ from query.collector_pb2_grpc import CollectorServiceStub
 from query.options import Tls
 from query.refusal import Code, Refused
 from schema_check import SchemaMismatch
+from standalone.ports import free_port
 from tests.querying import Served, at, running, serving, slow, store, through_proxy
 from tests.support import Daemon, Database, wait_until
 from tests.writing import YESTERDAY_US, InBackground
@@ -810,11 +811,6 @@ def test_sigterm_finishes_the_calls_in_hand_and_ends_with_status_0(
         daemon.kill()
     assert "query_stopped" in daemon.text()
     assert "Traceback" not in daemon.text()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def test_who_connects_and_says_nothing_keeps_no_file_for_long(
