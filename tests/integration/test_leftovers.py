@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -27,7 +26,7 @@ from tests.integration.readers import (
     pending,
     read_all,
 )
-from tests.support import add, books
+from tests.support import add, books, wait_until
 
 STREAMS = [f"mqtt_stream:d{number}:t" for number in range(60)]
 
@@ -63,6 +62,15 @@ def tidy(worker: RedisReader, clock: Clock) -> list[MutableMapping[str, Any]]:
     return [line for line in logs if str(line["event"]).startswith("leftovers")]
 
 
+def idle(client: redis.Redis) -> None:
+    """Wait until everybody has asked for nothing for so long that he has left."""
+
+    def shortest() -> int:
+        return min(int(one["idle"]) for stream in STREAMS for one in client.xinfo_consumers(stream, GROUP))
+
+    wait_until(lambda: shortest() > 20, what="consumers that have left")
+
+
 def consumers(client: redis.Redis, stream: str) -> set[str]:
     return {one["name"].decode() for one in client.xinfo_consumers(stream, GROUP)}
 
@@ -73,7 +81,7 @@ def test_names_of_workers_that_left_do_not_pile_up(
     for start in range(5):
         deliver(client, f"host-{start}", STREAMS)
     assert len(consumers(client, STREAMS[-1])) == 6
-    time.sleep(0.03)
+    idle(client)
     (line,) = tidy(worker, clock)
     assert line["consumers"] >= 5 * len(STREAMS)
     assert not set.union(*(consumers(client, stream) for stream in STREAMS)) - {"one"}
@@ -87,7 +95,7 @@ def test_a_consumer_with_pending_entries_stays_with_them(
 ) -> None:
     add(client, STREAMS[0], [{"value": "2"}])
     deliver(client, "dead", STREAMS)
-    time.sleep(0.03)
+    idle(client)
     tidy(worker, clock)
     assert [owner for _, owner, _, _ in pending(client, STREAMS[0])] == [b"dead"]
     assert "dead" not in consumers(client, STREAMS[1])
@@ -142,7 +150,7 @@ def test_one_worker_looks_for_all(workshop: Workshop, worker: RedisReader, clien
     two = workshop.reader("two", clock=theirs)
     execute(client, "SET", f"sluice:{GROUP}:upkeep", "somebody else's", "PX", 60_000)
     deliver(client, "gone", STREAMS)
-    time.sleep(0.03)
+    idle(client)
     assert tidy(two, theirs) == []
     assert "gone" in consumers(client, STREAMS[0])
 
