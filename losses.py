@@ -13,7 +13,7 @@ import structlog
 
 from lease import Lease, NameTaken
 from metrics import Stats
-from redis_scripts import FLAGS, PAIRS, Keys
+from redis_scripts import FLAGS, GROUP_OF, Keys
 from schema import Fate
 from scripting import Script
 
@@ -28,15 +28,9 @@ SHARE_OF_TIME = 0.01  # of this worker, and of Redis, at most
 # count what was added. Returns how many were not counted yet.
 _LOOK = (
     FLAGS
-    + PAIRS
+    + GROUP_OF
     + """
 local ledger, group = KEYS[1], ARGV[1]
-local function mine(groups)
-    for _, flat in ipairs(groups) do
-        local found = pairs_of(flat)
-        if found.name == group then return found end
-    end
-end
 local function unread_of(stream, group, length)
     local first = redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1]
     if not first then return 0 end
@@ -58,7 +52,7 @@ end
 local function look(stream)
     local info, groups = redis.pcall('XINFO', 'STREAM', stream), redis.pcall('XINFO', 'GROUPS', stream)
     if info.err or groups.err then return 0 end
-    info, groups = pairs_of(info), mine(groups)
+    info, groups = pairs_of(info), group_of(groups, group)
     if not groups or not info['entries-added'] then return 0 end
     local unread = unread_of(stream, groups, info.length)
     if not unread then return 0 end

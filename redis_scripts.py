@@ -23,6 +23,19 @@ local function pairs_of(flat)
 end
 """
 
+# Lua: of what XINFO GROUPS answers the group of this name, as a table; nil where there is none.
+GROUP_OF = (
+    PAIRS
+    + """
+local function group_of(groups, name)
+    for _, flat in ipairs(groups) do
+        local found = pairs_of(flat)
+        if found.name == name then return found end
+    end
+end
+"""
+)
+
 # The flag lets acknowledgements and dead letters through when Redis is out of memory: they are what
 # makes room again. `scripting.py` leaves it out for Redis 6.2.
 FLAGS = "#!lua flags=allow-oom\n"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import redis
 
 from redis_client import execute
-from redis_scripts import PAIRS, Keys
+from redis_scripts import GROUP_OF, Keys
 from scripting import Script
 from sharing import Sharing
 
@@ -48,15 +48,8 @@ class Backlog:
 # Returns pending, unread, unknown streams, deleted unread, and the age in milliseconds of the oldest entry
 # that is unread, by Redis's clock and the entry's ID.
 _SAMPLE = (
-    PAIRS
+    GROUP_OF
     + """
-local function mine(groups)
-    for _, flat in ipairs(groups) do
-        local group = pairs_of(flat)
-        if group.name == ARGV[1] then return group end
-    end
-    return { ['last-delivered-id'] = '0-0', pending = 0 }
-end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local pending, unread, unknown, deleted, oldest = 0, 0, 0, 0, now
@@ -67,7 +60,7 @@ for _, stream in ipairs(KEYS) do
     if groups.err or front.err or type(length) ~= 'number' then
         if not groups.err or not string.find(groups.err, 'no such key') then unknown = unknown + 1 end
     else
-        local group = mine(groups)
+        local group = group_of(groups, ARGV[1]) or { ['last-delivered-id'] = '0-0', pending = 0 }
         local read, after = group['entries-read'], group['last-delivered-id']
         local first = redis.call('XRANGE', stream, '(' .. after, '+', 'COUNT', 1)[1]
         pending = pending + group.pending

@@ -15,8 +15,8 @@ def free_port(preferred: int = 0) -> int:
     on: it is below those that the system hands to connections, and not the first free one, which another
     run would find too.
     """
-    preferred_ones = [preferred] if preferred else []
-    for port in [*preferred_ones, *(random.randrange(10_000, 30_000) for _ in range(1000))]:
+    others = (random.randrange(10_000, 30_000) for _ in range(1000))
+    for port in [preferred, *others] if preferred else others:
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise OSError("there is no free port on 127.0.0.1")

@@ -134,9 +134,7 @@ def daemons(forge: Forge, log_folder: Path) -> Iterator[Callable[..., Daemon]]:
         yield start
     finally:
         for daemon in started:
-            if daemon.process.poll() is None:
-                daemon.thaw()
-                daemon.kill()
+            daemon.end()
 
 
 def _serve() -> None:

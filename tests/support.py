@@ -189,6 +189,12 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
+    def end(self) -> None:
+        """Kill it where it still runs, frozen or not."""
+        if self.process.poll() is None:
+            self.thaw()
+            self.kill()
+
     def terminate(self, seconds: float = 30.0) -> int:
         """SIGTERM, once it catches that: a process that still loads would end with -15. Its exit status."""
         wait_until(lambda: self.process.poll() is not None or self._catches(signal.SIGTERM), seconds)
@@ -217,9 +223,7 @@ def program(environment: dict[str, str], log: Path, *command: str) -> Iterator[D
     try:
         yield daemon
     finally:
-        if daemon.process.poll() is None:
-            daemon.thaw()
-            daemon.kill()
+        daemon.end()
 
 
 def clean_environment() -> dict[str, str]:

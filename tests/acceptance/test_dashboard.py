@@ -110,8 +110,7 @@ class Chain:
             self._sensor.disconnect()
             end(self._sensor)
         for daemon in self.daemons:
-            if daemon.process.poll() is None:
-                daemon.kill()
+            daemon.end()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,13 +17,6 @@ from tests.integration.readers import GROUP, LEDGER, Clock, Workshop, deliver, f
 from tests.support import add, books
 
 STREAM = "mqtt_stream:d:t"
-
-
-@pytest.fixture
-def workshop(redis_url: str) -> Iterator[Workshop]:
-    made = Workshop(redis_url)
-    yield made
-    made.close()
 
 
 class Looking:
